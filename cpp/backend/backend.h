@@ -1,0 +1,120 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "backend/kv_cache.h"
+#include "backend/step.h"
+#include "core/matrix.h"
+#include "core/memory.h"
+
+namespace longspan {
+
+/// Weights of y = x W^T + bias in the layout the backend's kernels read, one copy.
+class PackedLinear {
+ public:
+  virtual ~PackedLinear() = default;
+  virtual int64_t out_features() const = 0;
+  virtual int64_t in_features() const = 0;
+};
+
+/// Heads of one attention layer, on this rank.
+struct AttentionShape {
+  int64_t num_heads = 0;
+  int64_t num_kv_heads = 0;  ///< divides num_heads
+  int64_t head_dim = 0;      ///< even; head_dim / 2 == inv_freq.size() of every profile
+};
+
+/// How the next token of one row is drawn.
+struct SamplerRow {
+  bool greedy = true;
+  float temperature = 1.0f;
+  int32_t top_k = 0;  ///< 0: all
+  float top_p = 1.0f;
+  uint64_t seed = 0;
+  int64_t position = 0;  ///< of the token drawn; seed and position alone fix the random number
+};
+
+/// Everything a device does. Ops run in the order they are called; shapes are per rank.
+/// Sizes: T tokens of the step, H hidden_size, D head_dim, I intermediate size, V vocabulary.
+/// "act" is activation_dtype(), what enters a linear; "acc" is accumulator_dtype(), what leaves it.
+/// Ops neither allocate nor throw; shapes are the caller's to get right.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string describe() const = 0;  ///< such as "cpu (amx-bf16, 2 threads)"
+  virtual DType activation_dtype() const = 0;
+  virtual DType accumulator_dtype() const = 0;
+  virtual int64_t free_bytes() const = 0;  ///< memory that could be had now
+
+  // ---- memory and sizes ----
+
+  /// Zero-filled device memory. Throws CapacityError.
+  virtual Buffer allocate(int64_t bytes) = 0;
+  virtual int64_t packed_linear_bytes(int64_t out_features, int64_t in_features) const = 0;
+  virtual int64_t kv_block_bytes(const KvShape& shape) const = 0;
+  virtual int64_t step_plan_bytes(const StepLimits& limits, const AttentionShape& shape) const = 0;
+
+  // ---- weights; thread-safe, so that a loader may pack many tensors at once ----
+
+  /// Stacks parts along the rows (all cols equal in_features), converts and packs them.
+  /// biases: empty, or one vector per part.
+  virtual std::unique_ptr<PackedLinear> pack_linear(std::span<const WeightView> parts,
+                                                    std::span<const WeightView> biases) = 0;
+  /// A float32 vector.
+  virtual Buffer pack_vector(const WeightView& vector) = 0;
+
+  // ---- the step ----
+
+  virtual std::unique_ptr<StepPlan> make_step_plan(const StepLimits& limits,
+                                                   const AttentionShape& shape) = 0;
+  /// Takes in the step: positions, cos/sin (angles in float64), attention work list.
+  virtual void plan_step(StepPlan& plan, const StepInput& input, const KvCache& cache) = 0;
+
+  /// out[t] = table row of token t. table: packed [V, H]; out: acc [T, H].
+  virtual void embedding(const StepPlan& plan, const PackedLinear& table,
+                         const MatrixView& out) = 0;
+
+  /// residual += delta (unless null), then out = residual / rms(residual) * weight.
+  /// delta, residual: acc [T, H]; weight: float32 [H]; out: act [T, H].
+  virtual void rms_norm(const MatrixView* delta, const MatrixView& residual, const Buffer& weight,
+                        float eps, const MatrixView& out) = 0;
+
+  /// y = x W^T + bias. x: act [T, in]; y: acc [T, out].
+  virtual void linear(const MatrixView& x, const PackedLinear& weight, const MatrixView& y) = 0;
+
+  /// Rotates q and k by the step's angles, writes q, and appends k and v to the cache.
+  /// qkv: acc [T, (num_heads + 2 num_kv_heads) D], q | k | v; q_out: act [T, num_heads D].
+  virtual void rotate_append(const StepPlan& plan, int64_t layer, const MatrixView& qkv,
+                             const KvCache& cache, const MatrixView& q_out) = 0;
+
+  /// Causal attention of the step's queries over every cached key of their sequence.
+  /// Softmax scale: attention_factor^2 / sqrt(D). q, out: act [T, num_heads D].
+  virtual void attention(const StepPlan& plan, int64_t layer, const MatrixView& q,
+                         const KvCache& cache, const MatrixView& out) = 0;
+
+  /// out = silu(gate) * up. gate_up: acc [T, 2 I], gate | up; out: act [T, I].
+  virtual void silu_mul(const MatrixView& gate_up, const MatrixView& out) = 0;
+
+  /// out[i] = in[rows[i]]. in, out: the same dtype and cols.
+  virtual void gather_rows(const MatrixView& in, std::span<const int64_t> rows,
+                           const MatrixView& out) = 0;
+
+  /// nll[i] = log sum exp of row i's logits - its logit of targets[i], in float64, never holding a
+  /// row of logits. hidden: act [R, H]; head: packed [V, H]; a non-finite result marks bad input.
+  virtual void negative_log_likelihood(const MatrixView& hidden, const PackedLinear& head,
+                                       std::span<const int32_t> targets,
+                                       std::span<double> nll) = 0;
+
+  /// Draws a token per row. logits: acc [R, V]; tokens[r] = -1 where the row is not finite.
+  virtual void sample(const MatrixView& logits, std::span<const SamplerRow> rows,
+                      std::span<int32_t> tokens) = 0;
+
+  /// Copies to host memory as float32, rows packed without gaps. in: acc.
+  virtual void download(const MatrixView& in, float* out) = 0;
+};
+
+}  // namespace longspan

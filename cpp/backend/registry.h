@@ -1,0 +1,17 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "backend/backend.h"
+
+namespace longspan {
+
+/// Makes the backend of a device.
+/// device: "auto" or "cpu". dtype: "auto", "bfloat16" or "float32". num_threads: 0 for all CPUs.
+/// Throws InvalidArgument for an unknown name, Unsupported for a dtype the device lacks,
+/// BackendUnavailable with what to install.
+std::unique_ptr<Backend> make_backend(const std::string& device, const std::string& dtype,
+                                      int num_threads);
+
+}  // namespace longspan

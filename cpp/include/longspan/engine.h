@@ -1,0 +1,84 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "longspan/config.h"
+#include "longspan/export.h"
+#include "longspan/plan.h"
+#include "longspan/request.h"
+
+namespace longspan {
+
+/// Called while weights load, in the loading thread: bytes read so far and in all.
+using LoadProgress = std::function<void(int64_t done_bytes, int64_t total_bytes)>;
+
+/// A snapshot of what the engine is doing.
+struct EngineMetrics {
+  int64_t waiting = 0;
+  int64_t running = 0;
+  int64_t free_blocks = 0;
+  int64_t total_blocks = 0;
+  int64_t steps = 0;              ///< forward passes completed
+  int64_t prefilled_tokens = 0;
+  int64_t generated_tokens = 0;
+};
+
+/// Facts about the loaded model.
+struct ModelInfo {
+  std::string architecture;  ///< "LlamaForCausalLM"
+  int64_t vocab_size = 0;
+  int64_t num_layers = 0;
+  int64_t hidden_size = 0;
+  int64_t num_heads = 0;
+  int64_t num_kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t num_parameters = 0;
+  int64_t native_length = 0;           ///< max_position_embeddings, tokens
+  std::vector<int32_t> eos_token_ids;  ///< generation_config.json, else config.json
+  std::string dtype;                   ///< the dtype in force
+  std::string backend;                 ///< such as "cpu (amx-bf16, 2 threads)"
+  std::string rope;                    ///< the resolved RoPE method, one line
+};
+
+/// A language model ready to run: token ids in, token ids out. Thread-safe.
+/// One background thread steps all requests together (continuous batching, chunked prefill).
+class LONGSPAN_API Engine {
+ public:
+  /// Loads a Hugging Face model directory (config.json, *.safetensors).
+  /// Throws CheckpointError, Unsupported, InvalidArgument, CapacityError or BackendUnavailable.
+  static std::unique_ptr<Engine> load(const std::string& model_dir, const EngineConfig& config = {},
+                                      const LoadProgress& progress = {});
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  /// Validates and queues a request; the work happens in the background.
+  /// Throws ContextTooLong, CapacityError, InvalidArgument or EngineClosed before any work.
+  RequestHandle submit(Request request);
+
+  /// submit() and wait, reporting progress in the calling thread. An exception thrown by the
+  /// callback cancels the request and propagates.
+  RequestOutput run(Request request, const ProgressCallback& on_progress = {});
+
+  /// The profile that a request of prompt_tokens and max_new_tokens would get.
+  RopeProfile rope_profile(int64_t prompt_tokens, int64_t max_new_tokens = 0) const;
+
+  EngineMetrics metrics() const;
+  const ModelInfo& model() const;
+  const EngineConfig& config() const;  ///< with every default resolved
+  const MemoryPlan& plan() const;
+
+  /// Ends every request with EngineClosed, joins the thread and frees all memory. Idempotent.
+  void close();
+
+ private:
+  class Impl;
+  explicit Engine(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace longspan

@@ -1,0 +1,169 @@
+"""The native engine. Mirrors cpp/include/longspan: the same names, units and errors."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+class LongspanError(RuntimeError): ...
+class InvalidArgument(LongspanError, ValueError): ...
+class Unsupported(LongspanError, NotImplementedError): ...
+class CheckpointError(LongspanError): ...
+
+class ContextTooLong(LongspanError, ValueError):
+    prompt_tokens: int
+    session_len: int
+    kv_capacity: int
+
+class CapacityError(LongspanError, MemoryError): ...
+class BackendUnavailable(LongspanError): ...
+class NumericalError(LongspanError): ...
+class EngineClosed(LongspanError): ...
+
+class RopeProfile:
+    type: str
+    inv_freq: npt.NDArray[np.float64]
+    attention_factor: float
+    base: float
+    factor: float
+    length: int
+    native_length: int
+    @staticmethod
+    def from_config(
+        config: dict[str, Any], length: int, rope_scaling_factor: float = 0.0
+    ) -> RopeProfile: ...
+    def __eq__(self, other: object) -> bool: ...
+
+class EngineConfig:
+    """Native options; every field can be set by keyword. rope_length: "request", "prompt",
+    "session", "bucket" or an int of tokens."""
+
+    dtype: str
+    device: str
+    num_threads: int
+    tp: int
+    session_len: int
+    max_batch_size: int
+    cache_max_entry_count: float
+    cache_block_seq_len: int
+    max_prefill_token_num: int
+    rope_scaling_factor: float
+    rope_length: str | int
+    deterministic: bool
+    hf_overrides: str
+    def __init__(self, **options: Any) -> None: ...
+
+class GenerationConfig:
+    max_new_tokens: int | None
+    do_sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int | None
+    stop_token_ids: list[int]
+    ignore_eos: bool
+    def __init__(self, **options: Any) -> None: ...
+
+class Progress:
+    prefill_done: int
+    prefill_total: int
+    generated: int
+    elapsed_s: float
+    tokens_per_s: float
+    eta_s: float
+
+class RequestOutput:
+    token_ids: list[int]
+    finish_reason: str  # "stop", "length", "context_full", "cancelled"
+    input_token_len: int
+    rope_profile: RopeProfile
+    seed: int
+    nll_sum: float
+    nll_count: int
+    logits: npt.NDArray[np.float32]  # [positions, vocab_size]
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+class RequestHandle:
+    def wait_for(self, timeout_s: float) -> bool: ...
+    def wait(self) -> RequestOutput: ...
+    def tokens_from(self, start: int) -> list[int]: ...
+    def progress(self) -> Progress: ...
+    def cancel(self) -> None: ...
+
+class MemoryPlan:
+    weight_bytes: int
+    kv_bytes: int
+    activation_bytes: int
+    workspace_bytes: int
+    device_bytes: int
+    num_blocks: int
+    block_bytes: int
+    kv_capacity: int
+    session_len: int
+    max_session_len: int
+    fits: bool
+    total_bytes: int
+
+class EngineMetrics:
+    waiting: int
+    running: int
+    free_blocks: int
+    total_blocks: int
+    steps: int
+    prefilled_tokens: int
+    generated_tokens: int
+
+class ModelInfo:
+    architecture: str
+    vocab_size: int
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    num_parameters: int
+    native_length: int
+    eos_token_ids: list[int]
+    dtype: str
+    backend: str
+    rope: str
+
+class BackendInfo:
+    name: str
+    available: bool
+    detail: str
+
+class Engine:
+    """Token ids in, token ids out. All waiting happens without the GIL."""
+
+    @staticmethod
+    def load(
+        model_dir: str,
+        config: EngineConfig = ...,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Engine: ...
+    def generate(
+        self, input_ids: Sequence[int] | npt.NDArray[Any], config: GenerationConfig = ...
+    ) -> RequestHandle: ...
+    def score(self, input_ids: Sequence[int] | npt.NDArray[Any]) -> RequestHandle: ...
+    def logits(
+        self, input_ids: Sequence[int] | npt.NDArray[Any], positions: Sequence[int]
+    ) -> RequestHandle: ...
+    def rope_profile(self, prompt_tokens: int, max_new_tokens: int = 0) -> RopeProfile: ...
+    def metrics(self) -> EngineMetrics: ...
+    @property
+    def model(self) -> ModelInfo: ...
+    @property
+    def config(self) -> EngineConfig: ...
+    @property
+    def plan(self) -> MemoryPlan: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Engine: ...
+    def __exit__(self, *args: object) -> None: ...
+
+def plan_memory(model_dir: str, config: EngineConfig, device_bytes: int = 0) -> MemoryPlan: ...
+def backends() -> list[BackendInfo]: ...
+def version() -> str: ...

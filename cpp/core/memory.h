@@ -23,8 +23,8 @@ class Buffer {
 
  private:
   struct Free {
-    int64_t bytes = 0;
-    Deleter deleter = nullptr;
+    int64_t bytes;
+    Deleter deleter;
     void operator()(void* data) const { deleter(data, bytes); }
   };
   std::unique_ptr<void, Free> data_;

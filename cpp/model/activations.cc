@@ -1,0 +1,57 @@
+#include "model/activations.h"
+
+namespace longspan {
+namespace {
+
+constexpr int64_t kStrideMultiple = 32;
+
+/// Calls visit(member, rows, cols, dtype) for each matrix; the one list of them.
+template <class Visit>
+void for_each_matrix(const ActivationShape& s, const Backend& backend, const Visit& visit) {
+  const DType act = backend.activation_dtype();
+  const DType acc = backend.accumulator_dtype();
+  visit(&Activations::residual, s.tokens, s.hidden, acc);
+  visit(&Activations::delta, s.tokens, s.hidden, acc);
+  visit(&Activations::normed, s.tokens, s.hidden, act);
+  visit(&Activations::qkv, s.tokens, s.qkv, acc);
+  visit(&Activations::q, s.tokens, s.q, act);
+  visit(&Activations::attention, s.tokens, s.q, act);
+  visit(&Activations::gate_up, s.tokens, 2 * s.inner, acc);
+  visit(&Activations::inner, s.tokens, s.inner, act);
+  visit(&Activations::head_input, s.logit_rows, s.hidden, act);
+  visit(&Activations::logits, s.logit_rows, s.vocab, acc);
+}
+
+int64_t stride_of(int64_t cols) {
+  return (cols + kStrideMultiple - 1) / kStrideMultiple * kStrideMultiple;
+}
+
+}  // namespace
+
+ActivationShape::ActivationShape(const ModelConfig& c, int64_t tp_size, int64_t tokens_,
+                                 int64_t logit_rows_)
+    : tokens(tokens_),
+      logit_rows(logit_rows_),
+      hidden(c.hidden_size),
+      q(c.num_heads / tp_size * c.head_dim),
+      qkv((c.num_heads + 2 * c.num_kv_heads) / tp_size * c.head_dim),
+      inner(c.intermediate_size / tp_size),
+      vocab(c.vocab_size) {}
+
+Activations::Activations(const ActivationShape& shape, Backend& backend) {
+  for_each_matrix(shape, backend, [&](auto member, int64_t rows, int64_t cols, DType dtype) {
+    const int64_t stride = stride_of(cols);
+    buffers_.push_back(backend.allocate(rows * stride * size_of(dtype)));
+    this->*member = {buffers_.back().data(), dtype, rows, cols, stride};
+  });
+}
+
+int64_t Activations::bytes(const ActivationShape& shape, const Backend& backend) {
+  int64_t total = 0;
+  for_each_matrix(shape, backend, [&](auto, int64_t rows, int64_t cols, DType dtype) {
+    total += rows * stride_of(cols) * size_of(dtype);
+  });
+  return total;
+}
+
+}  // namespace longspan

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "backend/backend.h"
+#include "checkpoint/model_config.h"
+
+namespace longspan {
+
+/// The sizes of the matrices a forward pass writes, for one rank.
+struct ActivationShape {
+  int64_t tokens = 0;      ///< rows of all but the last two
+  int64_t logit_rows = 0;  ///< rows of head_input and logits
+  int64_t hidden = 0;
+  int64_t q = 0;      ///< num_heads * head_dim
+  int64_t qkv = 0;    ///< (num_heads + 2 num_kv_heads) * head_dim
+  int64_t inner = 0;  ///< intermediate_size
+  int64_t vocab = 0;
+
+  ActivationShape(const ModelConfig& config, int64_t tp_size, int64_t tokens, int64_t logit_rows);
+};
+
+/// The matrices themselves. Each has a buffer of its own width, its stride a multiple of 32
+/// elements, so that the padding a backend's kernels read beyond cols is always zero.
+class Activations {
+ public:
+  Activations(const ActivationShape& shape, Backend& backend);
+  /// Bytes the constructor allocates.
+  static int64_t bytes(const ActivationShape& shape, const Backend& backend);
+
+  // Each [tokens, cols] but for head_input and logits; "act" enters linears, "acc" leaves them.
+  MatrixView residual;    ///< acc [T, hidden]: the stream every block adds to
+  MatrixView delta;       ///< acc [T, hidden]: a block's output, not yet added
+  MatrixView normed;      ///< act [T, hidden]
+  MatrixView qkv;         ///< acc [T, qkv]
+  MatrixView q;           ///< act [T, q], rotated
+  MatrixView attention;   ///< act [T, q]
+  MatrixView gate_up;     ///< acc [T, 2 inner]
+  MatrixView inner;       ///< act [T, inner]
+  MatrixView head_input;  ///< act [logit_rows, hidden]
+  MatrixView logits;      ///< acc [logit_rows, vocab]
+
+ private:
+  std::vector<Buffer> buffers_;
+};
+
+}  // namespace longspan

@@ -1,0 +1,100 @@
+#include "model/decoder.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace longspan {
+namespace {
+
+AttentionShape attention_shape(const ModelConfig& config, int64_t tp_size) {
+  return {config.num_heads / tp_size, config.num_kv_heads / tp_size, config.head_dim};
+}
+
+ActivationShape activation_shape(const ModelConfig& config, int64_t tp_size,
+                                 const DecoderLimits& limits) {
+  return {config, tp_size, limits.step.max_tokens, limits.max_logit_rows};
+}
+
+}  // namespace
+
+Decoder::Decoder(const ModelConfig& config, Backend& backend, Communicator& communicator,
+                 DecoderWeights weights, const DecoderLimits& limits)
+    : config_(config),
+      backend_(backend),
+      communicator_(communicator),
+      weights_(std::move(weights)),
+      limits_(limits),
+      plan_(backend.make_step_plan(limits.step, attention_shape(config, communicator.size()))),
+      activations_(activation_shape(config, communicator.size(), limits), backend) {}
+
+bool Decoder::forward(const StepInput& input, const KvCache& cache,
+                      const LayerCallback& after_layer) {
+  const int64_t tokens = input.num_tokens();
+  const auto rows = [tokens](const MatrixView& m) { return m.rows_from(0, tokens); };
+  const MatrixView residual = rows(activations_.residual);
+  const MatrixView delta = rows(activations_.delta);
+  const MatrixView normed = rows(activations_.normed);
+  const MatrixView qkv = rows(activations_.qkv);
+  const MatrixView q = rows(activations_.q);
+  const MatrixView attention = rows(activations_.attention);
+  const MatrixView gate_up = rows(activations_.gate_up);
+  const MatrixView inner = rows(activations_.inner);
+  const auto eps = static_cast<float>(config_.rms_norm_eps);
+
+  backend_.plan_step(*plan_, input, cache);
+  backend_.embedding(*plan_, *weights_.embedding, residual);
+  const MatrixView* pending = nullptr;  // a block's output, added by the norm that follows
+  for (int64_t i = 0; i < config_.num_layers; ++i) {
+    const LayerWeights& layer = weights_.layers[static_cast<size_t>(i)];
+    backend_.rms_norm(pending, residual, layer.input_norm, eps, normed);
+    layer.qkv->forward(backend_, normed, qkv);
+    backend_.rotate_append(*plan_, i, qkv, cache, q);
+    backend_.attention(*plan_, i, q, cache, attention);
+    layer.o->forward(backend_, communicator_, attention, delta);
+    backend_.rms_norm(&delta, residual, layer.post_attention_norm, eps, normed);
+    layer.gate_up->forward(backend_, normed, gate_up);
+    backend_.silu_mul(gate_up, inner);
+    layer.down->forward(backend_, communicator_, inner, delta);
+    pending = &delta;
+    if (!after_layer(i + 1)) return false;
+  }
+  backend_.rms_norm(pending, residual, weights_.final_norm, eps, normed);
+  return true;
+}
+
+MatrixView Decoder::gather_head_input(std::span<const int64_t> rows) {
+  const auto count = static_cast<int64_t>(rows.size());
+  const MatrixView input = activations_.head_input.rows_from(0, count);
+  backend_.gather_rows(activations_.normed, rows, input);
+  return input;
+}
+
+MatrixView Decoder::logits(std::span<const int64_t> rows) {
+  const MatrixView input = gather_head_input(rows);
+  const MatrixView out = activations_.logits.rows_from(0, input.rows);
+  backend_.linear(input, weights_.head(), out);
+  return out;
+}
+
+void Decoder::negative_log_likelihood(std::span<const int64_t> rows,
+                                      std::span<const int32_t> targets, std::span<double> nll) {
+  const auto most = static_cast<size_t>(limits_.max_logit_rows);
+  for (size_t begin = 0; begin < rows.size(); begin += most) {
+    const size_t count = std::min(most, rows.size() - begin);
+    const MatrixView input = gather_head_input(rows.subspan(begin, count));
+    backend_.negative_log_likelihood(input, weights_.head(), targets.subspan(begin, count),
+                                     nll.subspan(begin, count));
+  }
+}
+
+int64_t Decoder::activation_bytes(const ModelConfig& config, const Backend& backend,
+                                  int64_t tp_size, const DecoderLimits& limits) {
+  return Activations::bytes(activation_shape(config, tp_size, limits), backend);
+}
+
+int64_t Decoder::plan_bytes(const ModelConfig& config, const Backend& backend, int64_t tp_size,
+                            const DecoderLimits& limits) {
+  return backend.step_plan_bytes(limits.step, attention_shape(config, tp_size));
+}
+
+}  // namespace longspan

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+
+#include "backend/backend.h"
+#include "model/activations.h"
+#include "model/weights.h"
+
+namespace longspan {
+
+/// What a forward pass holds at most; fixes its buffers.
+struct DecoderLimits {
+  StepLimits step;
+  int64_t max_logit_rows = 0;  ///< rows of logits at once
+};
+
+/// Called after each layer with the number done; false abandons the pass. The keys and values
+/// written so far are overwritten when the same positions run again, so nothing needs undoing.
+using LayerCallback = std::function<bool(int64_t layers_done)>;
+
+/// A decoder-only transformer: rotary attention over a block KV cache, RMS norm, gated MLP.
+/// Written once for every backend and number of ranks. Not thread-safe.
+class Decoder {
+ public:
+  Decoder(const ModelConfig& config, Backend& backend, Communicator& communicator,
+          DecoderWeights weights, const DecoderLimits& limits);
+
+  /// Runs the step, filling the cache. False when the callback abandoned it.
+  bool forward(const StepInput& input, const KvCache& cache, const LayerCallback& after_layer);
+
+  /// Logits of rows of the last forward, at most max_logit_rows: acc [rows.size(), vocab_size].
+  /// The view holds until the next call.
+  MatrixView logits(std::span<const int64_t> rows);
+
+  /// nll[i]: negative log-likelihood, natural log, of targets[i] after row rows[i] of the last
+  /// forward. Any number of rows.
+  void negative_log_likelihood(std::span<const int64_t> rows, std::span<const int32_t> targets,
+                               std::span<double> nll);
+
+  /// Bytes a Decoder allocates for activations, and for the step plan.
+  static int64_t activation_bytes(const ModelConfig& config, const Backend& backend,
+                                  int64_t tp_size, const DecoderLimits& limits);
+  static int64_t plan_bytes(const ModelConfig& config, const Backend& backend, int64_t tp_size,
+                            const DecoderLimits& limits);
+
+ private:
+  MatrixView gather_head_input(std::span<const int64_t> rows);
+
+  const ModelConfig config_;
+  Backend& backend_;
+  Communicator& communicator_;
+  const DecoderWeights weights_;
+  const DecoderLimits limits_;
+  const std::unique_ptr<StepPlan> plan_;
+  const Activations activations_;
+};
+
+}  // namespace longspan

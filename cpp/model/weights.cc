@@ -1,0 +1,180 @@
+#include "model/weights.h"
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <set>
+#include <thread>
+
+#include "core/check.h"
+
+namespace longspan {
+namespace {
+
+int64_t bytes_of(const WeightView& view) { return view.rows * view.cols * size_of(view.dtype); }
+
+/// A share of the loading: the tensors it reads, and what it makes of them.
+struct Task {
+  std::vector<WeightView> tensors;
+  std::function<void()> pack;
+};
+
+std::vector<WeightView> tensors_of(std::initializer_list<const LinearTensors*> linears) {
+  std::vector<WeightView> all;
+  for (const LinearTensors* linear : linears) {
+    all.insert(all.end(), linear->parts.begin(), linear->parts.end());
+    all.insert(all.end(), linear->bias.begin(), linear->bias.end());
+  }
+  return all;
+}
+
+/// Refuses a checkpoint with tensors that nobody asked for: it is not what config.json says it is.
+void require_all_used(const ModelConfig& config, const Checkpoint& checkpoint,
+                      const Architecture& architecture, const std::vector<Task>& tasks) {
+  std::set<std::string> used;
+  for (const Task& task : tasks) {
+    for (const WeightView& tensor : task.tensors) used.insert(tensor.name);
+  }
+  std::string unused;
+  int64_t count = 0;
+  for (const std::string& name : checkpoint.names()) {
+    if (used.contains(name) || architecture.ignores(config, name)) continue;
+    if (++count <= 5) unused += (count == 1 ? "" : ", ") + name;
+  }
+  require<CheckpointError>(count == 0, "checkpoint: expected only tensors that ",
+                           architecture.name(), " uses, got ", count, " more: ", unused,
+                           count > 5 ? ", ..." : "");
+}
+
+class Loader {
+ public:
+  Loader(const Checkpoint& checkpoint, std::vector<Task> tasks, const WeightProgress& progress)
+      : checkpoint_(checkpoint), tasks_(std::move(tasks)), progress_(progress) {
+    for (const Task& task : tasks_) {
+      for (const WeightView& tensor : task.tensors) total_ += bytes_of(tensor);
+    }
+  }
+
+  /// Runs every task; rethrows the first failure after all threads have stopped.
+  void run(int num_threads) {
+    std::vector<std::thread> threads;
+    for (int i = 1; i < num_threads; ++i) threads.emplace_back([this] { work(); });
+    work();
+    for (std::thread& thread : threads) thread.join();
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  void work() {
+    for (;;) {
+      const size_t index = next_.fetch_add(1);
+      if (index >= tasks_.size()) return;
+      try {
+        finish(tasks_[index]);
+      } catch (...) {
+        const std::lock_guard lock(mutex_);
+        if (!failure_) failure_ = std::current_exception();
+        next_ = tasks_.size();
+        return;
+      }
+    }
+  }
+
+  void finish(const Task& task) {
+    int64_t bytes = 0;
+    for (const WeightView& tensor : task.tensors) {
+      check_finite(tensor);
+      bytes += bytes_of(tensor);
+    }
+    task.pack();
+    for (const WeightView& tensor : task.tensors) checkpoint_.release(tensor);
+    const std::lock_guard lock(mutex_);
+    done_ += bytes;
+    if (progress_) progress_(done_, total_);
+  }
+
+  const Checkpoint& checkpoint_;
+  const std::vector<Task> tasks_;
+  const WeightProgress& progress_;
+  int64_t total_ = 0;
+  std::atomic<size_t> next_ = 0;
+  std::mutex mutex_;
+  int64_t done_ = 0;            // guarded by mutex_
+  std::exception_ptr failure_;  // guarded by mutex_
+};
+
+}  // namespace
+
+DecoderWeights load_weights(const ModelConfig& config, const Checkpoint& checkpoint,
+                            Backend& backend, const Communicator& communicator, int num_threads,
+                            const WeightProgress& progress) {
+  const Architecture& architecture = find_architecture(config.architecture);
+  DecoderWeights weights;
+  weights.layers.resize(static_cast<size_t>(config.num_layers));
+  const OuterTensors outer = architecture.outer(config, checkpoint);
+  std::vector<LayerTensors> layers;
+  for (int64_t i = 0; i < config.num_layers; ++i) {
+    layers.push_back(architecture.layer(config, checkpoint, i));
+  }
+
+  std::vector<Task> tasks;
+  const auto add_vector = [&](const WeightView& tensor, Buffer& out) {
+    tasks.push_back({{tensor}, [&] { out = backend.pack_vector(tensor); }});
+  };
+  const auto add_table = [&](const WeightView& tensor, std::unique_ptr<PackedLinear>& out) {
+    tasks.push_back({{tensor}, [&] { out = backend.pack_linear({&tensor, 1}, {}); }});
+  };
+  const auto add_column = [&](std::optional<ColumnParallelLinear>& out,
+                              std::initializer_list<const LinearTensors*> fused) {
+    tasks.push_back({tensors_of(fused), [&, parts = std::vector(fused)] {
+                       out.emplace(backend, communicator, parts);
+                     }});
+  };
+  const auto add_row = [&](std::optional<RowParallelLinear>& out, const LinearTensors& tensors) {
+    tasks.push_back({tensors_of({&tensors}), [&] { out.emplace(backend, communicator, tensors); }});
+  };
+  add_table(outer.embedding, weights.embedding);
+  if (outer.head.data != nullptr) add_table(outer.head, weights.own_head);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const LayerTensors& from = layers[i];
+    LayerWeights& to = weights.layers[i];
+    add_vector(from.input_norm, to.input_norm);
+    add_column(to.qkv, {&from.q, &from.k, &from.v});
+    add_row(to.o, from.o);
+    add_vector(from.post_attention_norm, to.post_attention_norm);
+    add_column(to.gate_up, {&from.gate, &from.up});
+    add_row(to.down, from.down);
+  }
+  add_vector(outer.final_norm, weights.final_norm);
+
+  require_all_used(config, checkpoint, architecture, tasks);
+  Loader(checkpoint, std::move(tasks), progress).run(num_threads);
+  return weights;
+}
+
+int64_t weight_bytes(const ModelConfig& c, const Backend& backend, int64_t tp_size) {
+  const int64_t heads = c.num_heads / tp_size;
+  const int64_t kv_heads = c.num_kv_heads / tp_size;
+  const int64_t inner = c.intermediate_size / tp_size;
+  const int64_t norm = c.hidden_size * 4;
+  const int64_t layer =
+      backend.packed_linear_bytes((heads + 2 * kv_heads) * c.head_dim, c.hidden_size) +
+      backend.packed_linear_bytes(c.hidden_size, heads * c.head_dim) +
+      backend.packed_linear_bytes(2 * inner, c.hidden_size) +
+      backend.packed_linear_bytes(c.hidden_size, inner) + 2 * norm;
+  const int64_t table = backend.packed_linear_bytes(c.vocab_size, c.hidden_size);
+  return c.num_layers * layer + (c.tie_word_embeddings ? 1 : 2) * table + norm;
+}
+
+int64_t num_parameters(const ModelConfig& c) {
+  const int64_t q = c.num_heads * c.head_dim;
+  const int64_t kv = c.num_kv_heads * c.head_dim;
+  int64_t layer = c.hidden_size * (2 * q + 2 * kv + 3 * c.intermediate_size + 2);
+  if (c.attention_bias) layer += q + 2 * kv + c.hidden_size;
+  if (c.mlp_bias) layer += 2 * c.intermediate_size + c.hidden_size;
+  const int64_t tables = (c.tie_word_embeddings ? 1 : 2) * c.vocab_size * c.hidden_size;
+  return c.num_layers * layer + tables + c.hidden_size;
+}
+
+}  // namespace longspan

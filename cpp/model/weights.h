@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "model/linear.h"
+
+namespace longspan {
+
+/// One decoder layer on this rank.
+struct LayerWeights {
+  Buffer input_norm;                        ///< float32 [hidden_size]
+  std::optional<ColumnParallelLinear> qkv;  ///< q | k | v
+  std::optional<RowParallelLinear> o;
+  Buffer post_attention_norm;                   ///< float32 [hidden_size]
+  std::optional<ColumnParallelLinear> gate_up;  ///< gate | up
+  std::optional<RowParallelLinear> down;
+};
+
+/// A decoder's weights, packed for one backend.
+struct DecoderWeights {
+  std::unique_ptr<PackedLinear> embedding;  ///< [vocab_size, hidden_size]
+  std::unique_ptr<PackedLinear> own_head;   ///< null when tied
+  Buffer final_norm;                        ///< float32 [hidden_size]
+  std::vector<LayerWeights> layers;
+
+  const PackedLinear& head() const { return own_head ? *own_head : *embedding; }
+};
+
+/// Called from one loader thread at a time with bytes of the checkpoint read so far and in all.
+using WeightProgress = std::function<void(int64_t done, int64_t total)>;
+
+/// Reads, checks and packs a checkpoint with up to num_threads threads. Every tensor's presence and
+/// shape is checked before the first is packed; pages of the file are released as they are done.
+/// Throws CheckpointError for a missing, misshapen, unused or non-finite tensor.
+DecoderWeights load_weights(const ModelConfig& config, const Checkpoint& checkpoint,
+                            Backend& backend, const Communicator& communicator, int num_threads,
+                            const WeightProgress& progress);
+
+/// Bytes that load_weights will take on one of tp_size ranks.
+int64_t weight_bytes(const ModelConfig& config, const Backend& backend, int64_t tp_size);
+
+/// Parameters of the whole model, a tied head counted once.
+int64_t num_parameters(const ModelConfig& config);
+
+}  // namespace longspan

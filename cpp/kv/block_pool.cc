@@ -16,7 +16,8 @@ bool BlockPool::promise(int64_t count) {
 }
 
 void BlockPool::withdraw(int64_t count) {
-  if (count < 0 || count > promised_) throw std::logic_error("[block_pool] withdraw exceeds promise");
+  if (count < 0 || count > promised_)
+    throw std::logic_error("[block_pool] withdraw exceeds promise");
   promised_ -= count;
 }
 

@@ -18,7 +18,7 @@ void for_each_matrix(const ActivationShape& s, const Backend& backend, const Vis
   visit(&Activations::attention, s.tokens, s.q, act);
   visit(&Activations::gate_up, s.tokens, 2 * s.inner, acc);
   visit(&Activations::inner, s.tokens, s.inner, act);
-  visit(&Activations::head_input, s.logit_rows, s.hidden, act);
+  visit(&Activations::head_input, s.tokens, s.hidden, act);
   visit(&Activations::logits, s.logit_rows, s.vocab, acc);
 }
 

@@ -10,8 +10,8 @@ namespace longspan {
 
 /// The sizes of the matrices a forward pass writes, for one rank.
 struct ActivationShape {
-  int64_t tokens = 0;      ///< rows of all but the last two
-  int64_t logit_rows = 0;  ///< rows of head_input and logits
+  int64_t tokens = 0;      ///< rows of all but the last
+  int64_t logit_rows = 0;  ///< rows of logits
   int64_t hidden = 0;
   int64_t q = 0;      ///< num_heads * head_dim
   int64_t qkv = 0;    ///< (num_heads + 2 num_kv_heads) * head_dim
@@ -29,7 +29,7 @@ class Activations {
   /// Bytes the constructor allocates.
   static int64_t bytes(const ActivationShape& shape, const Backend& backend);
 
-  // Each [tokens, cols] but for head_input and logits; "act" enters linears, "acc" leaves them.
+  // "act" enters linears, "acc" leaves them.
   MatrixView residual;    ///< acc [T, hidden]: the stream every block adds to
   MatrixView delta;       ///< acc [T, hidden]: a block's output, not yet added
   MatrixView normed;      ///< act [T, hidden]
@@ -38,7 +38,7 @@ class Activations {
   MatrixView attention;   ///< act [T, q]
   MatrixView gate_up;     ///< acc [T, 2 inner]
   MatrixView inner;       ///< act [T, inner]
-  MatrixView head_input;  ///< act [logit_rows, hidden]
+  MatrixView head_input;  ///< act [T, hidden]: the rows whose next token is asked for
   MatrixView logits;      ///< acc [logit_rows, vocab]
 
  private:

@@ -1,6 +1,5 @@
 #include "model/decoder.h"
 
-#include <algorithm>
 #include <utility>
 
 namespace longspan {
@@ -78,13 +77,7 @@ MatrixView Decoder::logits(std::span<const int64_t> rows) {
 
 void Decoder::negative_log_likelihood(std::span<const int64_t> rows,
                                       std::span<const int32_t> targets, std::span<double> nll) {
-  const auto most = static_cast<size_t>(limits_.max_logit_rows);
-  for (size_t begin = 0; begin < rows.size(); begin += most) {
-    const size_t count = std::min(most, rows.size() - begin);
-    const MatrixView input = gather_head_input(rows.subspan(begin, count));
-    backend_.negative_log_likelihood(input, weights_.head(), targets.subspan(begin, count),
-                                     nll.subspan(begin, count));
-  }
+  backend_.negative_log_likelihood(gather_head_input(rows), weights_.head(), targets, nll);
 }
 
 int64_t Decoder::activation_bytes(const ModelConfig& config, const Backend& backend,

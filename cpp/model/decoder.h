@@ -36,7 +36,7 @@ class Decoder {
   MatrixView logits(std::span<const int64_t> rows);
 
   /// nll[i]: negative log-likelihood, natural log, of targets[i] after row rows[i] of the last
-  /// forward. Any number of rows.
+  /// forward.
   void negative_log_likelihood(std::span<const int64_t> rows, std::span<const int32_t> targets,
                                std::span<double> nll);
 

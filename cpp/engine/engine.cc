@@ -1,0 +1,282 @@
+#include "longspan/engine.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <random>
+#include <thread>
+#include <utility>
+
+#include "backend/registry.h"
+#include "core/check.h"
+#include "core/thread_pool.h"
+#include "engine/memory_plan.h"
+#include "engine/step_runner.h"
+
+namespace longspan {
+namespace {
+
+constexpr std::chrono::milliseconds kCallbackInterval{500};
+
+std::string describe_rope(const ModelConfig& model, const RopeMethod& method) {
+  const RopeProfile native = method.profile(model.max_position_embeddings);
+  return message(native.type, ", theta ", model.rope.theta, ", native length ",
+                 model.max_position_embeddings, " tokens",
+                 method.depends_on_length() ? ", scaled beyond it" : "");
+}
+
+ModelInfo make_info(const ModelConfig& model, const Backend& backend, const RopeMethod& method) {
+  ModelInfo info;
+  info.architecture = model.architecture;
+  info.vocab_size = model.vocab_size;
+  info.num_layers = model.num_layers;
+  info.hidden_size = model.hidden_size;
+  info.num_heads = model.num_heads;
+  info.num_kv_heads = model.num_kv_heads;
+  info.head_dim = model.head_dim;
+  info.num_parameters = num_parameters(model);
+  info.native_length = model.max_position_embeddings;
+  info.eos_token_ids = model.eos_token_ids;
+  info.dtype = name_of(backend.activation_dtype());
+  info.backend = backend.describe();
+  info.rope = describe_rope(model, method);
+  return info;
+}
+
+MemoryPlan plan_or_throw(const EngineConfig& config, const ModelConfig& model,
+                         const Backend& backend) {
+  const MemoryPlan plan = make_memory_plan(config, model, backend, backend.free_bytes());
+  require<CapacityError>(plan.fits, "session_len: expected at most ", plan.max_session_len,
+                         " tokens, what the KV cache can hold with cache_max_entry_count=",
+                         config.cache_max_entry_count, " and ", plan.device_bytes >> 20,
+                         " MiB free, got ", config.session_len);
+  return plan;
+}
+
+KvCache make_cache(const EngineConfig& config, const ModelConfig& model, Backend& backend,
+                   const MemoryPlan& plan) {
+  return {backend.allocate(plan.kv_bytes), kv_shape(config, model), plan.num_blocks,
+          plan.block_bytes};
+}
+
+uint64_t random_seed() {
+  std::random_device device;
+  return (static_cast<uint64_t>(device()) << 32) | device();
+}
+
+}  // namespace
+
+/// Everything that lives between load() and close(), and the thread that steps it.
+class Engine::Impl {
+ public:
+  Impl(ModelConfig model, const EngineConfig& config, std::unique_ptr<Backend> backend,
+       const MemoryPlan& plan, DecoderWeights weights)
+      : model_(std::move(model)),
+        config_(config),
+        plan_(plan),
+        rope_(make_rope_method(model_.rope)),
+        info_(make_info(model_, *backend, *rope_)),
+        loaded_(std::make_unique<Loaded>(*this, std::move(backend), std::move(weights))) {
+    metrics_.total_blocks = metrics_.free_blocks = plan_.num_blocks;
+    thread_ = std::thread([this] { loop(); });
+  }
+
+  ~Impl() { close(); }
+
+  RequestHandle submit(Request request) {
+    const RequestLengths lengths = resolve_lengths(request, config_, model_.max_position_embeddings,
+                                                   model_.vocab_size, plan_.kv_capacity);
+    const uint64_t seed = request.generation.seed.value_or(random_seed());
+    auto state = std::make_shared<RequestState>(std::move(request), lengths,
+                                                rope_->profile(lengths.rope_length), seed);
+    {
+      const std::lock_guard lock(mutex_);
+      if (closing_) throw EngineClosed("submit: expected an open engine, got a closed one");
+      inbox_.push_back(std::make_unique<Sequence>(state));
+    }
+    wake_.notify_one();
+    return RequestHandle(state);
+  }
+
+  RopeProfile rope_profile(int64_t prompt, int64_t max_new_tokens) const {
+    require<InvalidArgument>(prompt >= 1, "prompt_tokens: expected an integer >= 1, got ", prompt);
+    require<InvalidArgument>(max_new_tokens >= 0, "max_new_tokens: expected an integer >= 0, got ",
+                             max_new_tokens);
+    const int64_t total = std::min(prompt + max_new_tokens, config_.session_len);
+    return rope_->profile(rope_length_of(config_.rope_length, prompt, total, config_.session_len,
+                                         model_.max_position_embeddings));
+  }
+
+  EngineMetrics metrics() const {
+    const std::lock_guard lock(mutex_);
+    EngineMetrics metrics = metrics_;
+    metrics.waiting += static_cast<int64_t>(inbox_.size());
+    return metrics;
+  }
+
+  void close() {
+    {
+      const std::lock_guard lock(mutex_);
+      closing_ = true;
+    }
+    wake_.notify_one();
+    const std::lock_guard lock(close_mutex_);  // a second caller waits for the first
+    if (thread_.joinable()) thread_.join();
+    loaded_.reset();
+  }
+
+  const ModelInfo& info() const { return info_; }
+  const EngineConfig& config() const { return config_; }
+  const MemoryPlan& plan() const { return plan_; }
+
+ private:
+  /// The memory and what works on it; gone after close().
+  struct Loaded {
+    Loaded(Impl& impl, std::unique_ptr<Backend> backend_, DecoderWeights weights)
+        : backend(std::move(backend_)),
+          communicator(make_single_communicator()),
+          decoder(impl.model_, *backend, *communicator, std::move(weights),
+                  decoder_limits(impl.config_)),
+          cache(make_cache(impl.config_, impl.model_, *backend, impl.plan_)),
+          pool(impl.plan_.num_blocks),
+          scheduler(pool, impl.config_.cache_block_seq_len, impl.config_.max_batch_size,
+                    impl.config_.max_prefill_token_num),
+          cost(impl.model_),
+          runner(impl.model_, *backend, decoder, cache, decoder_limits(impl.config_).max_logit_rows,
+                 [&impl] { return impl.closing_.load(); }) {}
+
+    std::unique_ptr<Backend> backend;
+    std::unique_ptr<Communicator> communicator;
+    Decoder decoder;
+    KvCache cache;
+    BlockPool pool;
+    Scheduler scheduler;
+    StepCost cost;
+    StepRunner runner;
+  };
+
+  void loop() {
+    while (take_inbox()) step();
+    const auto error = std::make_exception_ptr(
+        EngineClosed("request: expected an open engine, got close() before the end"));
+    loaded_->scheduler.remove_if([&](const Sequence& sequence) {
+      sequence.state->fail(error);
+      return true;
+    });
+  }
+
+  /// Moves new requests to the scheduler, sleeping while there is nothing to do. False at the end.
+  bool take_inbox() {
+    std::unique_lock lock(mutex_);
+    wake_.wait(lock, [this] { return closing_ || !inbox_.empty() || !loaded_->scheduler.empty(); });
+    for (auto& sequence : inbox_) loaded_->scheduler.add(std::move(sequence));
+    inbox_.clear();
+    return !closing_;
+  }
+
+  void step() {
+    Loaded& l = *loaded_;
+    l.scheduler.remove_if([](const Sequence& sequence) {
+      if (!sequence.state->cancelled()) return false;
+      sequence.state->finish(FinishReason::kCancelled);
+      return true;
+    });
+    const std::vector<ScheduledSequence> step = l.scheduler.schedule(l.cost);
+    if (!step.empty()) run(step);
+    l.scheduler.remove_if([](const Sequence& sequence) { return sequence.state->finished(); });
+    publish();
+  }
+
+  void run(const std::vector<ScheduledSequence>& step) {
+    Loaded& l = *loaded_;
+    double flops = 0.0;
+    EngineMetrics gained;
+    for (const auto& [sequence, count] : step) {
+      flops += l.cost.flops(count, sequence->num_computed);
+      (sequence->in_prefill() ? gained.prefilled_tokens : gained.generated_tokens) += count;
+    }
+    const auto begin = std::chrono::steady_clock::now();
+    try {
+      if (!l.runner.run(step)) return;
+    } catch (...) {
+      // What a step throws is nobody's fault in particular; only its own requests end.
+      for (const auto& part : step) part.sequence->state->fail(std::current_exception());
+      return;
+    }
+    const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - begin;
+    l.cost.measured(flops, spent.count());
+    const std::lock_guard lock(mutex_);
+    ++metrics_.steps;
+    metrics_.prefilled_tokens += gained.prefilled_tokens;
+    metrics_.generated_tokens += gained.generated_tokens;
+  }
+
+  void publish() {
+    const std::lock_guard lock(mutex_);
+    metrics_.waiting = loaded_->scheduler.num_waiting();
+    metrics_.running = loaded_->scheduler.num_running();
+    metrics_.free_blocks = loaded_->pool.num_available();
+  }
+
+  const ModelConfig model_;
+  const EngineConfig config_;
+  const MemoryPlan plan_;
+  const std::unique_ptr<RopeMethod> rope_;
+  const ModelInfo info_;
+  std::atomic<bool> closing_ = false;  // written under mutex_, so that no wake-up is lost
+  std::unique_ptr<Loaded> loaded_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;
+  std::vector<std::unique_ptr<Sequence>> inbox_;  // guarded by mutex_
+  EngineMetrics metrics_;                         // guarded by mutex_
+
+  std::mutex close_mutex_;
+  std::thread thread_;
+};
+
+std::unique_ptr<Engine> Engine::load(const std::string& model_dir, const EngineConfig& config,
+                                     const LoadProgress& progress) {
+  ModelConfig model = read_model_config(model_dir, config.hf_overrides, config.rope_scaling_factor);
+  find_architecture(model.architecture);
+  EngineConfig resolved = resolve_engine_config(config, model);
+  if (resolved.num_threads == 0) resolved.num_threads = available_cpus();
+  std::unique_ptr<Backend> backend =
+      make_backend(resolved.device, resolved.dtype, resolved.num_threads);
+  const MemoryPlan plan = plan_or_throw(resolved, model, *backend);
+  const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(model_dir);
+  const std::unique_ptr<Communicator> communicator = make_single_communicator();
+  DecoderWeights weights =
+      load_weights(model, *checkpoint, *backend, *communicator, resolved.num_threads, progress);
+  return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(
+      std::move(model), resolved, std::move(backend), plan, std::move(weights))));
+}
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Engine::~Engine() = default;
+
+RequestHandle Engine::submit(Request request) { return impl_->submit(std::move(request)); }
+
+RequestOutput Engine::run(Request request, const ProgressCallback& on_progress) {
+  const RequestHandle handle = submit(std::move(request));
+  try {
+    while (!handle.wait_for(kCallbackInterval)) {
+      if (on_progress) on_progress(handle.progress());
+    }
+  } catch (...) {
+    handle.cancel();
+    throw;
+  }
+  return handle.wait();
+}
+
+RopeProfile Engine::rope_profile(int64_t prompt_tokens, int64_t max_new_tokens) const {
+  return impl_->rope_profile(prompt_tokens, max_new_tokens);
+}
+EngineMetrics Engine::metrics() const { return impl_->metrics(); }
+const ModelInfo& Engine::model() const { return impl_->info(); }
+const EngineConfig& Engine::config() const { return impl_->config(); }
+const MemoryPlan& Engine::plan() const { return impl_->plan(); }
+void Engine::close() { impl_->close(); }
+
+}  // namespace longspan

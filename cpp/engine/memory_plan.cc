@@ -1,0 +1,103 @@
+#include "engine/memory_plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "backend/registry.h"
+#include "core/check.h"
+#include "kv/block_table.h"
+
+namespace longspan {
+namespace {
+
+constexpr int64_t kMaxSessionLen = int64_t{1} << 40;
+constexpr int64_t kMinLogitRows = 16;  // so that a logits request is not done row by row
+
+}  // namespace
+
+EngineConfig resolve_engine_config(const EngineConfig& config, const ModelConfig& model) {
+  EngineConfig c = config;
+  require<Unsupported>(c.tp == 1, "tp: expected 1, the only size this build runs, got ", c.tp);
+  require<InvalidArgument>(c.session_len >= 0 && c.session_len <= kMaxSessionLen,
+                           "session_len: expected 0 (the model's own) to ", kMaxSessionLen,
+                           " tokens, got ", c.session_len);
+  if (c.session_len == 0) c.session_len = model.max_position_embeddings;
+  require<InvalidArgument>(c.max_batch_size >= 1 && c.max_batch_size <= 4096,
+                           "max_batch_size: expected an integer in [1, 4096], got ",
+                           c.max_batch_size);
+  const double entries = c.cache_max_entry_count;
+  require<InvalidArgument>(
+      std::isfinite(entries) && entries > 0 && (entries < 1 || entries == std::floor(entries)) &&
+          entries <= std::numeric_limits<int32_t>::max(),
+      "cache_max_entry_count: expected a fraction in (0, 1) or an integer count of blocks, got ",
+      entries);
+  const int block = c.cache_block_seq_len;
+  require<InvalidArgument>(block == 64 || block == 128 || block == 256,
+                           "cache_block_seq_len: expected 64, 128 or 256 tokens, got ", block);
+  require<InvalidArgument>(c.max_prefill_token_num >= 1 && c.max_prefill_token_num <= 1 << 20,
+                           "max_prefill_token_num: expected an integer in [1, 1048576], got ",
+                           c.max_prefill_token_num);
+  require<InvalidArgument>(
+      c.rope_length.policy != RopeLengthPolicy::kFixed || c.rope_length.tokens >= 1,
+      "rope_length: expected an integer >= 1, got ", c.rope_length.tokens);
+  return c;
+}
+
+DecoderLimits decoder_limits(const EngineConfig& c) {
+  const int64_t batch = c.max_batch_size;
+  // No step can hold more of a prompt than a session.
+  const int64_t prefill = std::min(c.max_prefill_token_num, batch * c.session_len);
+  return {.step = {.max_tokens = prefill + batch,
+                   .max_seqs = batch,
+                   .max_blocks_per_seq = blocks_for(c.session_len, c.cache_block_seq_len)},
+          .max_logit_rows = std::max(batch, kMinLogitRows)};
+}
+
+KvShape kv_shape(const EngineConfig& c, const ModelConfig& m) {
+  return {m.num_layers, m.num_kv_heads / c.tp, m.head_dim, c.cache_block_seq_len};
+}
+
+MemoryPlan make_memory_plan(const EngineConfig& c, const ModelConfig& m, const Backend& backend,
+                            int64_t device_bytes) {
+  const DecoderLimits limits = decoder_limits(c);
+  MemoryPlan plan;
+  plan.device_bytes = device_bytes;
+  plan.session_len = c.session_len;
+  plan.weight_bytes = weight_bytes(m, backend, c.tp);
+  plan.activation_bytes = Decoder::activation_bytes(m, backend, c.tp, limits);
+  plan.workspace_bytes = Decoder::plan_bytes(m, backend, c.tp, limits);
+  plan.block_bytes = backend.kv_block_bytes(kv_shape(c, m));
+  const int64_t left =
+      device_bytes - plan.weight_bytes - plan.activation_bytes - plan.workspace_bytes;
+  int64_t most = std::max<int64_t>(left, 0) / plan.block_bytes;  // blocks
+  if (c.cache_max_entry_count < 1) {
+    most = static_cast<int64_t>(static_cast<double>(most) * c.cache_max_entry_count);
+    // More than every sequence at its longest could never be used.
+    plan.num_blocks = std::min(most, c.max_batch_size * limits.step.max_blocks_per_seq);
+  } else {
+    plan.num_blocks = static_cast<int64_t>(c.cache_max_entry_count);
+    most = std::min(most, plan.num_blocks);
+  }
+  plan.num_blocks = std::min<int64_t>(plan.num_blocks, std::numeric_limits<int32_t>::max());
+  plan.kv_bytes = plan.num_blocks * plan.block_bytes;
+  plan.kv_capacity = plan.num_blocks * c.cache_block_seq_len;
+  plan.max_session_len = most * c.cache_block_seq_len;
+  plan.fits = plan.num_blocks <= most && plan.kv_capacity >= c.session_len;
+  return plan;
+}
+
+MemoryPlan plan_memory(const std::string& model_dir, const EngineConfig& config,
+                       int64_t device_bytes) {
+  require<InvalidArgument>(device_bytes >= 0, "device_bytes: expected an integer >= 0, got ",
+                           device_bytes);
+  const ModelConfig model =
+      read_model_config(model_dir, config.hf_overrides, config.rope_scaling_factor);
+  find_architecture(model.architecture);
+  const EngineConfig resolved = resolve_engine_config(config, model);
+  const auto backend = make_backend(config.device, config.dtype, config.num_threads);
+  return make_memory_plan(resolved, model, *backend,
+                          device_bytes == 0 ? backend->free_bytes() : device_bytes);
+}
+
+}  // namespace longspan

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <cstdint>
+
+#include "checkpoint/model_config.h"
+#include "longspan/plan.h"
+#include "model/decoder.h"
+
+namespace longspan {
+
+/// Fills in what EngineConfig leaves to the model and checks every field.
+/// Throws InvalidArgument or Unsupported, naming the option.
+EngineConfig resolve_engine_config(const EngineConfig& config, const ModelConfig& model);
+
+/// The limits a resolved config sets to a forward pass.
+DecoderLimits decoder_limits(const EngineConfig& config);
+
+/// What one token block of this model looks like in the cache, on one rank.
+KvShape kv_shape(const EngineConfig& config, const ModelConfig& model);
+
+/// The plan for device_bytes of free memory; config: resolved.
+MemoryPlan make_memory_plan(const EngineConfig& config, const ModelConfig& model,
+                            const Backend& backend, int64_t device_bytes);
+
+}  // namespace longspan

@@ -1,0 +1,124 @@
+#include "engine/request_state.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace longspan {
+namespace {
+
+double seconds(std::chrono::steady_clock::duration d) {
+  return std::chrono::duration<double>(d).count();
+}
+
+}  // namespace
+
+RequestState::RequestState(Request request_, const RequestLengths& lengths_, RopeProfile profile_,
+                           uint64_t seed_)
+    : request(std::move(request_)),
+      lengths(lengths_),
+      profile(std::make_shared<const RopeProfile>(std::move(profile_))),
+      seed(seed_) {
+  output_.input_token_len = lengths.prompt;
+  output_.rope_profile = *profile;
+  output_.seed = seed;
+}
+
+void RequestState::start() {
+  const std::lock_guard lock(mutex_);
+  started_ = Clock::now();
+  output_.queue_s = seconds(started_ - submitted_);
+}
+
+void RequestState::set_prefill(int64_t tokens, double work) {
+  const std::lock_guard lock(mutex_);
+  // A pass that was abandoned repeats its layers; progress never goes back.
+  prefill_done_ = std::max(prefill_done_, tokens);
+  prefill_work_ = std::max(prefill_work_, work);
+  if (tokens == lengths.prompt && prefilled_ == Clock::time_point{}) {
+    prefilled_ = Clock::now();
+    output_.prefill_s = seconds(prefilled_ - started_);
+  }
+}
+
+void RequestState::add_token(int32_t id) {
+  const std::lock_guard lock(mutex_);
+  output_.token_ids.push_back(id);
+}
+
+void RequestState::add_nll(const std::vector<double>& nll) {
+  const std::lock_guard lock(mutex_);
+  for (const double value : nll) output_.nll_sum += value;
+  output_.nll_count += static_cast<int64_t>(nll.size());
+}
+
+void RequestState::add_logits(const float* row, int64_t count) {
+  const std::lock_guard lock(mutex_);
+  output_.logits.insert(output_.logits.end(), row, row + count);
+}
+
+void RequestState::end_locked() {
+  if (finished_) return;
+  finished_ = true;
+  ended_ = Clock::now();
+  if (prefilled_ != Clock::time_point{}) output_.decode_s = seconds(ended_ - prefilled_);
+  done_.notify_all();
+}
+
+void RequestState::finish(FinishReason reason) {
+  const std::lock_guard lock(mutex_);
+  output_.finish_reason = reason;
+  end_locked();
+}
+
+void RequestState::fail(std::exception_ptr error) {
+  const std::lock_guard lock(mutex_);
+  error_ = std::move(error);
+  end_locked();
+}
+
+bool RequestState::wait_for(std::chrono::milliseconds timeout) {
+  std::unique_lock lock(mutex_);
+  return done_.wait_for(lock, timeout, [this] { return finished(); });
+}
+
+const RequestOutput& RequestState::wait() {
+  std::unique_lock lock(mutex_);
+  done_.wait(lock, [this] { return finished(); });
+  if (error_) std::rethrow_exception(error_);
+  return output_;  // nobody writes it any more
+}
+
+std::vector<int32_t> RequestState::tokens_from(int64_t from) {
+  const std::lock_guard lock(mutex_);
+  const auto size = static_cast<int64_t>(output_.token_ids.size());
+  const int64_t begin = std::clamp<int64_t>(from, 0, size);
+  return {output_.token_ids.begin() + begin, output_.token_ids.end()};
+}
+
+Progress RequestState::progress() {
+  const std::lock_guard lock(mutex_);
+  const Clock::time_point now = finished_ ? ended_ : Clock::now();
+  Progress p;
+  p.prefill_done = prefill_done_;
+  p.prefill_total = lengths.prompt;
+  p.generated = static_cast<int64_t>(output_.token_ids.size());
+  p.elapsed_s = seconds(now - submitted_);
+  if (started_ == Clock::time_point{} || prefill_done_ == 0) return p;
+  const bool prefilled = prefilled_ != Clock::time_point{};
+  const double spent = std::max(seconds((prefilled ? prefilled_ : now) - started_), 1e-9);
+  p.tokens_per_s = static_cast<double>(prefill_done_) / spent;
+  p.eta_s = prefilled ? 0.0 : spent * (1.0 - prefill_work_) / std::max(prefill_work_, 1e-9);
+  return p;
+}
+
+bool RequestHandle::wait_for(std::chrono::milliseconds timeout) const {
+  return state_->wait_for(timeout);
+}
+const RequestOutput& RequestHandle::wait() const { return state_->wait(); }
+std::vector<int32_t> RequestHandle::tokens_from(int64_t from) const {
+  return state_->tokens_from(from);
+}
+Progress RequestHandle::progress() const { return state_->progress(); }
+void RequestHandle::cancel() const { state_->cancel(); }
+
+}  // namespace longspan

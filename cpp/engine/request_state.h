@@ -1,0 +1,68 @@
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "engine/lengths.h"
+#include "longspan/request.h"
+
+namespace longspan {
+
+/// What a RequestHandle and the engine thread share. Every method is thread-safe.
+class RequestState {
+ public:
+  RequestState(Request request, const RequestLengths& lengths, RopeProfile profile, uint64_t seed);
+
+  const Request request;
+  const RequestLengths lengths;
+  const std::shared_ptr<const RopeProfile> profile;
+  const uint64_t seed;
+
+  // ---- the engine's side ----
+
+  /// The first step that holds the request begins.
+  void start();
+  /// tokens of the prompt are done, which is `work` of [0, 1] of the prefill's arithmetic.
+  void set_prefill(int64_t tokens, double work);
+  void add_token(int32_t id);
+  void add_nll(const std::vector<double>& nll);
+  void add_logits(const float* row, int64_t count);
+  void finish(FinishReason reason);
+  void fail(std::exception_ptr error);
+  bool finished() const { return finished_; }
+  bool cancelled() const { return cancelled_; }
+
+  // ---- the handle's side; see RequestHandle ----
+
+  bool wait_for(std::chrono::milliseconds timeout);
+  const RequestOutput& wait();
+  std::vector<int32_t> tokens_from(int64_t from);
+  Progress progress();
+  void cancel() { cancelled_ = true; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  void end_locked();
+
+  const Clock::time_point submitted_ = Clock::now();
+  std::atomic<bool> cancelled_ = false;
+  std::atomic<bool> finished_ = false;  // written under mutex_
+  std::mutex mutex_;
+  std::condition_variable done_;
+  // All below are guarded by mutex_.
+  std::exception_ptr error_;
+  RequestOutput output_;
+  Clock::time_point started_{};    // epoch: not yet
+  Clock::time_point prefilled_{};  // epoch: not yet
+  Clock::time_point ended_{};      // epoch: not yet
+  int64_t prefill_done_ = 0;
+  double prefill_work_ = 0.0;
+};
+
+}  // namespace longspan

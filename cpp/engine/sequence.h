@@ -1,0 +1,27 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "engine/request_state.h"
+#include "kv/block_table.h"
+
+namespace longspan {
+
+/// A request on the engine's side: its tokens and how far the model has come with them.
+struct Sequence {
+  explicit Sequence(std::shared_ptr<RequestState> request_state)
+      : state(std::move(request_state)), tokens(state->request.input_ids) {}
+
+  std::shared_ptr<RequestState> state;
+  std::vector<int32_t> tokens;       ///< prompt, then generated
+  int64_t num_computed = 0;          ///< tokens whose keys and values are in the cache
+  std::optional<BlockTable> blocks;  ///< from admission on
+
+  int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
+  bool in_prefill() const { return num_computed < state->lengths.prompt; }
+};
+
+}  // namespace longspan

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstdint>
+
+#include "checkpoint/model_config.h"
+
+namespace longspan {
+
+/// Predicts how long prefill takes, so that a step's size is chosen in seconds: the arithmetic of
+/// the model over the rate that steps have reached lately. It moves only chunk boundaries, which
+/// results do not depend on.
+class StepCost {
+ public:
+  explicit StepCost(const ModelConfig& config);
+
+  /// FLOPs of `tokens` tokens whose first stands at first_position: 2 per weight of a linear, and
+  /// 4 head_dim per query head, query and key (Q K^T and P V, causal half counted).
+  double flops(int64_t tokens, int64_t first_position) const;
+
+  /// The most of `wanted` tokens at first_position that keep a step within the target time;
+  /// at least kMinChunk, or all that are wanted.
+  int64_t fitting_tokens(int64_t wanted, int64_t first_position) const;
+
+  /// A step of this much arithmetic took this long.
+  void measured(double flops, double seconds);
+
+ private:
+  double flops_per_token_;  // linears
+  double flops_per_pair_;   // attention, per (query, key)
+  double flops_per_second_;
+};
+
+}  // namespace longspan

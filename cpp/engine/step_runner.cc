@@ -1,0 +1,188 @@
+#include "engine/step_runner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <exception>
+#include <utility>
+
+#include "core/check.h"
+
+namespace longspan {
+namespace {
+
+StepInput make_input(const std::vector<ScheduledSequence>& step) {
+  StepInput input;
+  input.cu_seqlens.push_back(0);
+  for (const auto& [sequence, count] : step) {
+    const auto first = sequence->tokens.begin() + sequence->num_computed;
+    input.token_ids.insert(input.token_ids.end(), first, first + count);
+    input.cu_seqlens.push_back(input.num_tokens());
+    input.first_position.push_back(sequence->num_computed);
+    input.block_tables.push_back(sequence->blocks->blocks());
+    input.profiles.push_back(sequence->state->profile);
+  }
+  return input;
+}
+
+std::exception_ptr not_finite(const char* what) {
+  return std::make_exception_ptr(
+      NumericalError(message(what, ": expected finite values, got NaN or infinity")));
+}
+
+}  // namespace
+
+StepRunner::StepRunner(const ModelConfig& config, Backend& backend, Decoder& decoder,
+                       KvCache& cache, int64_t max_logit_rows, std::function<bool()> closing)
+    : config_(config),
+      backend_(backend),
+      decoder_(decoder),
+      cache_(cache),
+      max_logit_rows_(max_logit_rows),
+      closing_(std::move(closing)),
+      work_(config) {}
+
+void StepRunner::report_layer(const std::vector<ScheduledSequence>& step,
+                              int64_t layers_done) const {
+  for (const auto& [sequence, count] : step) {
+    if (!sequence->in_prefill()) continue;
+    const int64_t tokens = sequence->num_computed + count * layers_done / config_.num_layers;
+    const double done = work_.flops(tokens, 0) / work_.flops(sequence->state->lengths.prompt, 0);
+    // The whole prompt counts as done only when its step's results are out.
+    sequence->state->set_prefill(std::min(tokens, sequence->state->lengths.prompt - 1), done);
+  }
+}
+
+bool StepRunner::forward(const std::vector<ScheduledSequence>& step) {
+  int64_t total = 0;
+  for (const ScheduledSequence& part : step) total += part.num_tokens;
+  return decoder_.forward(make_input(step), cache_, [&](int64_t layers_done) {
+    if (closing_()) return false;
+    int64_t cancelled = 0;
+    for (const auto& [sequence, count] : step) {
+      if (sequence->state->cancelled()) cancelled += count;
+    }
+    // A step that is mostly for nothing is abandoned; otherwise the others' work goes on.
+    if (2 * cancelled >= total) return false;
+    report_layer(step, layers_done);
+    return true;
+  });
+}
+
+bool StepRunner::run(const std::vector<ScheduledSequence>& step) {
+  if (!forward(step)) return false;
+  std::vector<LogitRow> to_sample;
+  std::vector<LogitRow> to_copy;
+  int64_t row = 0;  // first of the sequence at hand
+  for (const auto& [sequence, count] : step) {
+    RequestState& state = *sequence->state;
+    const int64_t first = sequence->num_computed;
+    const bool was_prefill = sequence->in_prefill();
+    sequence->num_computed += count;
+    switch (state.request.kind) {
+      case RequestKind::kScore:
+        score(*sequence, row, first, count);
+        break;
+      case RequestKind::kLogits:
+        for (const int64_t position : state.request.logit_positions) {
+          if (position >= first && position < first + count) {
+            to_copy.push_back({sequence, row + position - first});
+          }
+        }
+        break;
+      case RequestKind::kGenerate:
+        if (!sequence->in_prefill() && state.lengths.max_new_tokens > 0) {
+          to_sample.push_back({sequence, row + count - 1});
+        }
+        break;
+    }
+    if (was_prefill) {
+      state.set_prefill(sequence->num_computed, work_.flops(sequence->num_computed, 0) /
+                                                    work_.flops(state.lengths.prompt, 0));
+    }
+    row += count;
+  }
+  copy_logits(to_copy);
+  sample(to_sample);
+  for (const ScheduledSequence& part : step) {
+    const Sequence& sequence = *part.sequence;
+    if (!sequence.in_prefill() && sequence.state->lengths.max_new_tokens == 0) {
+      sequence.state->finish(sequence.state->lengths.clamped ? FinishReason::kContextFull
+                                                             : FinishReason::kLength);
+    }
+  }
+  return true;
+}
+
+void StepRunner::score(Sequence& sequence, int64_t first_row, int64_t first_position,
+                       int64_t count) {
+  // The last token of the prompt predicts nothing that could be scored.
+  const int64_t scored = std::min(count, sequence.num_tokens() - 1 - first_position);
+  if (scored <= 0) return;
+  std::vector<int64_t> rows;
+  std::vector<int32_t> targets;
+  for (int64_t i = 0; i < scored; ++i) {
+    rows.push_back(first_row + i);
+    targets.push_back(sequence.tokens[static_cast<size_t>(first_position + i + 1)]);
+  }
+  std::vector<double> nll(rows.size());
+  decoder_.negative_log_likelihood(rows, targets, nll);
+  if (std::all_of(nll.begin(), nll.end(), [](double value) { return std::isfinite(value); })) {
+    sequence.state->add_nll(nll);
+  } else {
+    sequence.state->fail(not_finite("score"));
+  }
+}
+
+void StepRunner::copy_logits(const std::vector<LogitRow>& rows) {
+  std::vector<float> host(static_cast<size_t>(config_.vocab_size));
+  const auto most = static_cast<size_t>(max_logit_rows_);
+  for (size_t begin = 0; begin < rows.size(); begin += most) {
+    std::vector<int64_t> indices;
+    for (size_t i = begin; i < std::min(rows.size(), begin + most); ++i) {
+      indices.push_back(rows[i].row);
+    }
+    const MatrixView logits = decoder_.logits(indices);
+    for (size_t i = 0; i < indices.size(); ++i) {
+      backend_.download(logits.rows_from(static_cast<int64_t>(i), 1), host.data());
+      rows[begin + i].sequence->state->add_logits(host.data(), config_.vocab_size);
+    }
+  }
+}
+
+void StepRunner::sample(const std::vector<LogitRow>& rows) {
+  if (rows.empty()) return;
+  std::vector<int64_t> indices;
+  std::vector<SamplerRow> samplers;
+  for (const auto& [sequence, row] : rows) {
+    const GenerationConfig& g = sequence->state->request.generation;
+    indices.push_back(row);
+    samplers.push_back({.greedy = !g.do_sample,
+                        .temperature = static_cast<float>(g.temperature),
+                        .top_k = g.top_k,
+                        .top_p = static_cast<float>(g.top_p),
+                        .seed = sequence->state->seed,
+                        .position = sequence->num_tokens()});
+  }
+  std::vector<int32_t> tokens(rows.size());
+  backend_.sample(decoder_.logits(indices), samplers, tokens);
+  for (size_t i = 0; i < rows.size(); ++i) deliver(*rows[i].sequence, tokens[i]);
+}
+
+void StepRunner::deliver(Sequence& sequence, int32_t token) const {
+  RequestState& state = *sequence.state;
+  if (token < 0) return state.fail(not_finite("logits"));
+  const GenerationConfig& g = state.request.generation;
+  const auto in = [token](const std::vector<int32_t>& ids) {
+    return std::find(ids.begin(), ids.end(), token) != ids.end();
+  };
+  if (in(g.stop_token_ids) || (!g.ignore_eos && in(config_.eos_token_ids))) {
+    return state.finish(FinishReason::kStop);
+  }
+  sequence.tokens.push_back(token);
+  state.add_token(token);
+  if (sequence.num_tokens() == state.lengths.total()) {
+    state.finish(state.lengths.clamped ? FinishReason::kContextFull : FinishReason::kLength);
+  }
+}
+
+}  // namespace longspan

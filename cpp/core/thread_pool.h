@@ -1,8 +1,8 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
+#include <type_traits>
 
 namespace longspan {
 
@@ -21,9 +21,24 @@ class ThreadPool {
 
   /// Calls fn(index, thread) for each index in [0, count), handed out one at a time in ascending
   /// order; thread is in [0, size()). Returns when all are done. fn must not throw.
-  void parallel_for(int64_t count, const std::function<void(int64_t index, int thread)>& fn);
+  template <class Fn>
+  void parallel_for(int64_t count, Fn&& fn) {
+    using Plain = std::remove_reference_t<Fn>;
+    const auto call = [](const void* plain, int64_t index, int thread) {
+      (*static_cast<Plain*>(const_cast<void*>(plain)))(index, thread);
+    };
+    run({call, &fn, count});
+  }
 
  private:
+  /// A callable by address, so that a job allocates nothing.
+  struct Job {
+    void (*call)(const void* fn, int64_t index, int thread) = nullptr;
+    const void* fn = nullptr;
+    int64_t count = 0;
+  };
+  void run(const Job& job);
+
   class Impl;
   std::unique_ptr<Impl> impl_;
 };

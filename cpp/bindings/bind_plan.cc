@@ -1,0 +1,37 @@
+#include <string>
+
+#include "bindings/bindings.h"
+#include "bindings/fields.h"
+#include "longspan/backends.h"
+#include "longspan/plan.h"
+
+namespace longspan::bindings {
+
+void bind_plan(py::module_& m) {
+  ResultClass<MemoryPlan>(m, "MemoryPlan", "Bytes per component of an engine; lengths in tokens.")
+      .field("weight_bytes", &MemoryPlan::weight_bytes)
+      .field("kv_bytes", &MemoryPlan::kv_bytes)
+      .field("activation_bytes", &MemoryPlan::activation_bytes)
+      .field("workspace_bytes", &MemoryPlan::workspace_bytes)
+      .field("device_bytes", &MemoryPlan::device_bytes)
+      .field("num_blocks", &MemoryPlan::num_blocks)
+      .field("block_bytes", &MemoryPlan::block_bytes)
+      .field("kv_capacity", &MemoryPlan::kv_capacity)
+      .field("session_len", &MemoryPlan::session_len)
+      .field("max_session_len", &MemoryPlan::max_session_len)
+      .field("fits", &MemoryPlan::fits)
+      .property("total_bytes", &MemoryPlan::total_bytes);
+  m.def("plan_memory", &plan_memory, py::arg("model_dir"), py::arg("config"),
+        py::arg("device_bytes") = 0, py::call_guard<py::gil_scoped_release>(),
+        "The plan of a model directory, without loading weights. device_bytes: free bytes to plan "
+        "for; 0: what the device has free now.");
+
+  ResultClass<BackendInfo>(m, "BackendInfo", "One backend as seen from here.")
+      .field("name", &BackendInfo::name)
+      .field("available", &BackendInfo::available)
+      .field("detail", &BackendInfo::detail);
+  m.def("backends", &backends, "Every backend this build knows, available or not.");
+  m.def("version", &version);
+}
+
+}  // namespace longspan::bindings

@@ -145,9 +145,11 @@ double log_sum_exp(std::span<const double> logits) {
 }
 
 std::vector<double> softmax(std::span<const double> logits) {
-  const double total = log_sum_exp(logits);
+  const double largest = *std::max_element(logits.begin(), logits.end());
   std::vector<double> result;
-  for (const double logit : logits) result.push_back(std::exp(logit - total));
+  for (const double logit : logits) result.push_back(std::exp(logit - largest));
+  const double sum = std::accumulate(result.begin(), result.end(), 0.0);
+  for (double& probability : result) probability /= sum;
   return result;
 }
 

@@ -1,0 +1,46 @@
+"""Longspan: open-weights language models far past their trained context."""
+
+from longspan._core import (
+    BackendUnavailable,
+    CapacityError,
+    CheckpointError,
+    ContextTooLong,
+    Engine,
+    EngineClosed,
+    InvalidArgument,
+    LongspanError,
+    NumericalError,
+    RopeProfile,
+    Unsupported,
+    backends,
+    plan_memory,
+    version,
+)
+from longspan.config import EngineConfig, GenerationConfig, TurbomindEngineConfig
+from longspan.pipeline import Pipeline, pipeline
+from longspan.response import Perplexity, Response
+
+__version__ = version()
+
+__all__ = [
+    "BackendUnavailable",
+    "CapacityError",
+    "CheckpointError",
+    "ContextTooLong",
+    "Engine",
+    "EngineClosed",
+    "EngineConfig",
+    "GenerationConfig",
+    "InvalidArgument",
+    "LongspanError",
+    "NumericalError",
+    "Perplexity",
+    "Pipeline",
+    "Response",
+    "RopeProfile",
+    "TurbomindEngineConfig",
+    "Unsupported",
+    "backends",
+    "pipeline",
+    "plan_memory",
+]

@@ -1,0 +1,236 @@
+"""Options under LMDeploy's names; the only place that maps them to the engine's own.
+
+Every field is declared with the check its value must pass, so an option either works or raises:
+`_only` marks those that exist in LMDeploy and do not work here yet.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from typing import Any
+
+from longspan import _core
+from longspan._core import InvalidArgument, Unsupported
+
+#: Returns what was expected, or None when the value passes.
+Check = Callable[[Any], str | None]
+
+
+def _option(default: Any, check: Check) -> Any:
+    return field(default=default, metadata={"check": check})
+
+
+def _only(default: Any) -> Any:
+    """An option of LMDeploy of which nothing but the default works."""
+    return field(default=default, metadata={"only": True})
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _int(low: int, high: int = 2**63 - 1) -> Check:
+    words = f"an integer >= {low}" if high == 2**63 - 1 else f"an integer in [{low}, {high}]"
+    return lambda v: None if _is_int(v) and low <= v <= high else words
+
+
+def _number(accepts: Callable[[float], bool], words: str) -> Check:
+    return lambda v: None if _is_number(v) and accepts(v) else words
+
+
+def _optional(check: Check) -> Check:
+    def checked(value: Any) -> str | None:
+        words = None if value is None else check(value)
+        return words and f"None or {words}"
+
+    return checked
+
+
+def _bool(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "True or False"
+
+
+def _str(value: Any) -> str | None:
+    return None if isinstance(value, str) and value else "a string"
+
+
+def _dict(value: Any) -> str | None:
+    return None if isinstance(value, dict) else "a dict"
+
+
+def _token_ids(value: Any) -> str | None:
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    good = listed and all(_is_int(v) and 0 <= v < 2**31 for v in value)
+    return None if good else "a list of token ids"
+
+
+def _rope_length(value: Any) -> str | None:
+    named = isinstance(value, str) and value in ("request", "prompt", "session", "bucket")
+    good = named or (_is_int(value) and value > 0)
+    return None if good else 'an integer > 0, "request", "prompt", "session" or "bucket"'
+
+
+def _cache_entries(value: Any) -> str | None:
+    good = _is_number(value) and (0 < value < 1 or (value >= 1 and value == int(value)))
+    return None if good else "a fraction in (0, 1) or an integer >= 1 of blocks"
+
+
+class _Options:
+    """Checks the fields of a dataclass against their declarations."""
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raises InvalidArgument or Unsupported for the first option that cannot be honoured."""
+        for option in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, option.name)
+            if "only" in option.metadata:
+                if value != option.default and not (option.default is None and not value):
+                    raise Unsupported(
+                        f"{option.name}: expected {option.default!r} (nothing else works yet), "
+                        f"got {value!r}"
+                    )
+            elif (words := option.metadata["check"](value)) is not None:
+                raise InvalidArgument(f"{option.name}: expected {words}, got {value!r}")
+
+
+@dataclass
+class EngineConfig(_Options):
+    """How the engine is built. TurbomindEngineConfig is the same class.
+
+    dtype: "auto", "bfloat16" or "float32".
+    session_len: longest prompt + output in tokens; None: the model's own length. May exceed it.
+    max_batch_size: sequences running at once; None: 8.
+    cache_max_entry_count: KV cache as a fraction of free memory, or a number of blocks.
+    cache_block_seq_len: tokens per KV block: 64, 128 or 256.
+    max_prefill_token_num: most prompt tokens in one step; None: the device's best.
+    rope_scaling_factor: 0 leaves the model's RoPE; >= 1 makes it dynamic NTK with that factor.
+    rope_length: the length that fixes a request's RoPE: "request" (prompt + max_new_tokens),
+        "prompt" (as LMDeploy), "session", "bucket" or a number of tokens.
+    hf_overrides: merged into the model's config.json.
+    deterministic: the same bits whatever else runs; on a CPU always so.
+    num_threads: CPU threads; None: as many as the process may use.
+    """
+
+    dtype: str = _option("auto", _str)
+    model_format: str | None = _only(None)
+    tp: int = _only(1)
+    dp: int = _only(1)
+    cp: int = _only(1)
+    ep: int = _only(1)
+    session_len: int | None = _option(None, _optional(_int(1)))
+    max_batch_size: int | None = _option(None, _optional(_int(1, 2**31 - 1)))
+    cache_max_entry_count: float = _option(0.8, _cache_entries)
+    cache_block_seq_len: int = _option(64, _int(1, 2**31 - 1))
+    enable_prefix_caching: bool = _only(False)
+    quant_policy: int = _only(0)
+    rope_scaling_factor: float = _option(
+        0.0, _number(lambda v: v == 0 or v >= 1, "0 or a number >= 1")
+    )
+    use_logn_attn: bool = _only(False)
+    download_dir: str | None = _only(None)
+    revision: str | None = _only(None)
+    max_prefill_token_num: int | None = _option(None, _optional(_int(1)))
+    devices: list[int] | None = _only(None)
+    nnodes: int = _only(1)
+    communicator: str = _only("nccl")
+    hf_overrides: dict[str, Any] | None = _option(None, _optional(_dict))
+    rope_length: str | int = _option("request", _rope_length)
+    deterministic: bool = _option(False, _bool)
+    device: str = _option("auto", _str)
+    num_threads: int | None = _option(None, _optional(_int(1, 2**31 - 1)))
+
+    def native(self) -> _core.EngineConfig:
+        """The same options in the engine's terms; what is None is left to the engine."""
+        self.check()
+        names = (
+            "dtype device num_threads session_len max_batch_size cache_max_entry_count "
+            "cache_block_seq_len max_prefill_token_num rope_scaling_factor rope_length "
+            "deterministic"
+        ).split()
+        options = {name: getattr(self, name) for name in names}
+        options = {name: value for name, value in options.items() if value is not None}
+        if self.hf_overrides:
+            options["hf_overrides"] = _to_json(self.hf_overrides)
+        return _core.EngineConfig(**options)
+
+
+TurbomindEngineConfig = EngineConfig
+
+
+def _to_json(overrides: dict[str, Any]) -> str:
+    try:
+        return json.dumps(overrides, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"hf_overrides: expected what JSON can hold, got {error}") from error
+
+
+@dataclass
+class GenerationConfig(_Options):
+    """How one request generates.
+
+    do_sample: None samples exactly when temperature, top_p or top_k was given.
+    temperature, top_p, top_k: None means 0.8, 1.0 and 50 when sampling; temperature 0 is greedy,
+        top_k 0 considers every token.
+    max_new_tokens: None generates until the context is full.
+    random_seed: None draws one; Response.seed tells it.
+    stop_token_ids: in addition to the model's end tokens, which ignore_eos switches off.
+    """
+
+    n: int = _only(1)
+    max_new_tokens: int | None = _option(512, _optional(_int(0)))
+    do_sample: bool | None = _option(None, _optional(_bool))
+    top_p: float | None = _option(
+        None, _optional(_number(lambda v: 0 < v <= 1, "a number in (0, 1]"))
+    )
+    top_k: int | None = _option(None, _optional(_int(0, 2**31 - 1)))
+    min_p: float = _only(0.0)
+    temperature: float | None = _option(None, _optional(_number(lambda v: v >= 0, "a number >= 0")))
+    repetition_penalty: float = _only(1.0)
+    ignore_eos: bool = _option(False, _bool)
+    random_seed: int | None = _option(None, _optional(_int(0, 2**64 - 1)))
+    stop_words: list[str] | None = _only(None)
+    bad_words: list[str] | None = _only(None)
+    stop_token_ids: list[int] | None = _option(None, _optional(_token_ids))
+    bad_token_ids: list[int] | None = _only(None)
+    min_new_tokens: int | None = _only(None)
+    skip_special_tokens: bool = _option(True, _bool)
+    spaces_between_special_tokens: bool = _only(True)
+    logprobs: int | None = _only(None)
+    response_format: dict[str, Any] | None = _only(None)
+    logits_processors: list[Any] | None = _only(None)
+    output_logits: str | None = _only(None)
+    output_last_hidden_state: str | None = _only(None)
+    include_stop_str_in_output: bool = _only(False)
+
+    def native(self, end_token_ids: Sequence[int] = ()) -> _core.GenerationConfig:
+        """The same options in the engine's terms. end_token_ids: the tokenizer's, which end a
+        generation like those of generation_config.json."""
+        self.check()
+        given = (self.temperature, self.top_p, self.top_k)
+        sampling = any(v is not None for v in given) if self.do_sample is None else self.do_sample
+        stop = set(self.stop_token_ids or ())
+        options: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "ignore_eos": self.ignore_eos,
+            "stop_token_ids": sorted(stop if self.ignore_eos else stop.union(end_token_ids)),
+        }
+        if sampling and self.temperature != 0:
+            options |= {
+                "do_sample": True,
+                "temperature": 0.8 if self.temperature is None else self.temperature,
+                "top_p": 1.0 if self.top_p is None else self.top_p,
+                "top_k": 50 if self.top_k is None else self.top_k,
+            }
+        if self.random_seed is not None:
+            options["seed"] = self.random_seed
+        return _core.GenerationConfig(**options)

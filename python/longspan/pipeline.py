@@ -1,0 +1,317 @@
+"""pipeline(): a model by path, text or token ids in, text or numbers out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from longspan._core import (
+    Engine,
+    InvalidArgument,
+    NumericalError,
+    RequestHandle,
+    RequestOutput,
+    RopeProfile,
+)
+from longspan.chat_template import ChatTemplate
+from longspan.config import EngineConfig, GenerationConfig
+from longspan.inputs import TokenIds, split_prompts, token_ids
+from longspan.model_path import resolve_model
+from longspan.progress import INTERVAL, Bar, ProgressCallback, show
+from longspan.response import Perplexity, Response, Timings
+from longspan.tokenizer import Tokenizer
+
+_log = logging.getLogger("longspan")
+
+_FINISH_REASONS = {
+    "stop": "stop",
+    "length": "length",
+    "context_full": "length",
+    "cancelled": "abort",
+}
+_BEYOND_NATIVE = (
+    "a sequence may reach {length} tokens, beyond the {native} the model was trained for, and its "
+    "RoPE is not scaled: expect nonsense there, or set rope_scaling_factor (this is said once)"
+)
+
+_Result = TypeVar("_Result")
+
+
+def pipeline(
+    model: str | os.PathLike[str],
+    backend_config: EngineConfig | None = None,
+    chat_template_config: Any = None,
+    hf_overrides: dict[str, Any] | None = None,
+    log_level: str = "WARNING",
+) -> Pipeline:
+    """Loads a model, and returns what answers prompts with it.
+
+    model: a Hugging Face model directory or a GGUF file.
+    chat_template_config: a chat template in place of the model's own: the path of a jinja file,
+        or {"chat_template": text}, or an object with that attribute.
+    hf_overrides: merged into the model's config.json, as EngineConfig.hf_overrides.
+    """
+    return Pipeline(model, backend_config, chat_template_config, hf_overrides, log_level)
+
+
+class Pipeline:
+    """An engine with its tokenizer and chat template. May be used from several threads.
+
+    A context manager; close() frees the memory.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        backend_config: EngineConfig | None = None,
+        chat_template_config: Any = None,
+        hf_overrides: dict[str, Any] | None = None,
+        log_level: str = "WARNING",
+    ) -> None:
+        _log.setLevel(log_level)
+        config = _engine_config(backend_config, hf_overrides)
+        native = config.native()
+        model_dir = resolve_model(model)
+        self.tokenizer = Tokenizer.from_dir(model_dir)
+        special = self.tokenizer.special_tokens
+        self.chat_template = (
+            ChatTemplate.from_dir(model_dir, special)
+            if chat_template_config is None
+            else ChatTemplate.from_user(chat_template_config, special)
+        )
+        with Bar("Loading weights", "MB") as bar:
+            self.engine = Engine.load(
+                str(model_dir), native, lambda done, total: bar.update(done / 1e6, total / 1e6)
+            )
+        self._warned = False
+        info = self.engine.model
+        _log.info("%s on %s, %s; RoPE: %s", model_dir, info.backend, info.dtype, info.rope)
+
+    def __call__(self, prompts: Any, gen_config: Any = None, **options: Any) -> Any:
+        """infer()."""
+        return self.infer(prompts, gen_config, **options)
+
+    def infer(
+        self,
+        prompts: Any,
+        gen_config: GenerationConfig | Sequence[GenerationConfig] | None = None,
+        do_preprocess: bool = True,
+        progress: ProgressCallback | None = None,
+    ) -> Response | list[Response]:
+        """Generates for one prompt (a Response) or for a list of them (a list, in their order).
+
+        prompts: a string, a conversation of OpenAI messages, a sequence of token ids (list, numpy,
+            torch), or a list of these. A string is one user message of the chat template; with
+            do_preprocess=False, or for a model without a template, it is sent as it is.
+        gen_config: one for all or one for each.
+        progress: called with the Progress of every prompt several times a second. Without it a
+            bar appears on a terminal when the work takes more than two seconds.
+
+        Everything is checked before any of it runs. Throws InvalidArgument, Unsupported,
+        ContextTooLong, CapacityError or EngineClosed; whatever is thrown, KeyboardInterrupt
+        included, the requests of this call are cancelled first and the pipeline stays usable.
+        """
+        items, alone = split_prompts(prompts)
+        configs = _each(gen_config, len(items))
+        natives = [config.native(self._end_token_ids()) for config in configs]
+        ids = [self._encode(item, i, do_preprocess) for i, item in enumerate(items)]
+        for prompt, native in zip(ids, natives, strict=True):
+            self._warn_beyond_native(len(prompt), native.max_new_tokens)
+        handles = self._run(
+            [
+                lambda p=p, n=n: self.engine.generate(p, n)
+                for p, n in zip(ids, natives, strict=True)
+            ],
+            "Generating",
+            progress,
+        )
+        responses = [
+            self._response(handle, i, len(ids[i]), configs[i]) for i, handle in enumerate(handles)
+        ]
+        return responses[0] if alone else responses
+
+    def get_ppl(self, input_ids: Any, progress: ProgressCallback | None = None) -> list[Perplexity]:
+        """The perplexity of one sequence of two or more token ids, or of each of several; always a
+        list. Memory does not grow with length or vocabulary. Throws as infer() does, and
+        NumericalError."""
+        items, _ = split_prompts(input_ids)
+        ids = [self._token_ids(item, f"input_ids[{i}]", least=2) for i, item in enumerate(items)]
+        for sequence in ids:
+            self._warn_beyond_native(len(sequence), 0)
+        handles = self._run([lambda s=s: self.engine.score(s) for s in ids], "Scoring", progress)
+        outputs = [handle.wait() for handle in handles]
+        return [Perplexity(out, _beyond_native(out, out.input_token_len)) for out in outputs]
+
+    def get_logits(
+        self,
+        input_ids: Any,
+        positions: Sequence[int] | npt.NDArray[Any] | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """[positions, vocab_size] float32: row i predicts the token after input_ids[positions[i]].
+
+        input_ids: one sequence. positions: in any order, negative ones from the end; None is the
+        last one alone. Throws as get_ppl() does.
+        """
+        ids = self._token_ids(input_ids, "input_ids")
+        rows, order = _ascending([-1] if positions is None else positions, len(ids))
+        self._warn_beyond_native(len(ids), 0)
+        handle = self._run([lambda: self.engine.logits(ids, rows)], "Computing logits", progress)[0]
+        return handle.wait().logits[order]
+
+    def close(self) -> None:
+        """Ends what is running and frees the engine's memory. Idempotent."""
+        self.engine.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _end_token_ids(self) -> list[int]:
+        end = self.tokenizer.eos_token_id
+        return [] if end is None else [end]
+
+    def _encode(self, prompt: Any, index: int, do_preprocess: bool) -> TokenIds:
+        what = f"prompts[{index}]"
+        if isinstance(prompt, Mapping):
+            raise InvalidArgument(f"{what}: expected a conversation, a list of messages, got one")
+        conversation = isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping)
+        if conversation and self.chat_template is None:
+            raise InvalidArgument(f"{what}: expected a prompt: the model has no chat template")
+        if conversation or (isinstance(prompt, str) and do_preprocess and self.chat_template):
+            messages = prompt if conversation else [{"role": "user", "content": prompt}]
+            # A chat template writes out every special token itself.
+            text = self.chat_template.render(messages)
+            ids: Any = self.tokenizer.encode(text, add_special_tokens=False)
+        else:
+            ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        return self._token_ids(ids, what)
+
+    def _token_ids(self, value: Any, what: str, least: int = 1) -> TokenIds:
+        ids = token_ids(value, what, self.engine.model.vocab_size)
+        if len(ids) < least:
+            raise InvalidArgument(f"{what}: expected at least {least} token ids, got {len(ids)}")
+        return ids
+
+    def _run(
+        self,
+        submits: Sequence[Callable[[], RequestHandle]],
+        what: str,
+        progress: ProgressCallback | None,
+    ) -> list[RequestHandle]:
+        """Submits every request and waits for all, in steps short enough for Ctrl-C."""
+        handles: list[RequestHandle] = []
+        try:
+            with Bar(what, "tokens") as bar:
+                for submit in submits:
+                    handles.append(submit())
+                report = progress or (lambda states: show(bar, states))
+                said = time.monotonic()
+                for handle in handles:
+                    while not handle.wait_for(0.1):
+                        if time.monotonic() - said >= INTERVAL:
+                            said = time.monotonic()
+                            report([h.progress() for h in handles])
+                report([h.progress() for h in handles])
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            for handle in handles:
+                while not handle.wait_for(0.1):
+                    pass
+            raise
+        return handles
+
+    def _response(
+        self, handle: RequestHandle, index: int, prompt_tokens: int, config: GenerationConfig
+    ) -> Response:
+        try:
+            out = handle.wait()
+        except NumericalError as error:  # of this prompt alone: the others keep their answers
+            return Response("", 0, prompt_tokens, "error", index=index, error_message=str(error))
+        return Response(
+            text=self.tokenizer.decode(out.token_ids, config.skip_special_tokens),
+            generate_token_len=len(out.token_ids),
+            input_token_len=out.input_token_len,
+            finish_reason=_FINISH_REASONS[out.finish_reason],
+            token_ids=out.token_ids,
+            index=index,
+            context_full=out.finish_reason == "context_full",
+            beyond_native=_beyond_native(out, out.input_token_len + len(out.token_ids)),
+            seed=out.seed,
+            rope_profile=out.rope_profile,
+            timings=Timings.of(out),
+        )
+
+    def _warn_beyond_native(self, prompt_tokens: int, max_new_tokens: int | None) -> None:
+        if self._warned:
+            return
+        session_len = self.engine.config.session_len
+        new = session_len if max_new_tokens is None else max_new_tokens
+        length = min(prompt_tokens + new, session_len)
+        profile = self.engine.rope_profile(prompt_tokens, max_new_tokens or 0)
+        if _unscaled(profile) and length > profile.native_length:
+            self._warned = True
+            text = _BEYOND_NATIVE.format(length=length, native=profile.native_length)
+            warnings.warn(text, stacklevel=4)
+
+
+def _engine_config(config: EngineConfig | None, overrides: dict[str, Any] | None) -> EngineConfig:
+    if config is None:
+        config = EngineConfig()
+    if not isinstance(config, EngineConfig):
+        raise InvalidArgument(
+            f"backend_config: expected a TurbomindEngineConfig, got {type(config).__name__}"
+        )
+    if overrides is None:
+        return config
+    if config.hf_overrides:
+        raise InvalidArgument("hf_overrides: expected in one place, got it in backend_config too")
+    return replace(config, hf_overrides=overrides)
+
+
+def _each(config: Any, count: int) -> list[GenerationConfig]:
+    """One generation config per prompt."""
+    if config is None:
+        config = GenerationConfig()
+    configs = list(config) if isinstance(config, (list, tuple)) else [config] * count
+    if len(configs) != count:
+        raise InvalidArgument(f"gen_config: expected one or {count}, got {len(configs)}")
+    for one in configs:
+        if not isinstance(one, GenerationConfig):
+            raise InvalidArgument(
+                f"gen_config: expected a GenerationConfig, got {type(one).__name__}"
+            )
+    return configs
+
+
+def _ascending(positions: Any, length: int) -> tuple[list[int], npt.NDArray[np.intp]]:
+    """Strictly ascending positions, as the engine takes them, and the row of each one asked for."""
+    wanted = np.asarray(positions)
+    if wanted.ndim != 1 or wanted.size == 0 or wanted.dtype.kind not in "iu":
+        raise InvalidArgument(f"positions: expected a list of integers, got {positions!r:.80}")
+    if wanted.min() < -length or wanted.max() >= length:
+        raise InvalidArgument(
+            f"positions: expected integers in [{-length}, {length}), got {positions!r:.80}"
+        )
+    rows, order = np.unique(np.where(wanted < 0, wanted + length, wanted), return_inverse=True)
+    return rows.tolist(), order
+
+
+def _unscaled(profile: RopeProfile) -> bool:
+    return profile.type == "default"
+
+
+def _beyond_native(output: RequestOutput, tokens: int) -> bool:
+    profile = output.rope_profile
+    return _unscaled(profile) and tokens > profile.native_length

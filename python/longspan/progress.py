@@ -1,0 +1,77 @@
+"""How far long work has come, shown on the terminal when nobody asked to be called."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from longspan._core import Progress
+
+#: Called with the state of every prompt, in their order.
+ProgressCallback = Callable[[Sequence["Progress"]], None]
+
+#: Seconds between two reports.
+INTERVAL = 0.5
+#: Seconds of work before a bar is worth showing.
+PATIENCE = 2.0
+
+
+class Bar:
+    """A progress bar on stderr: only on a terminal, only once the work has taken PATIENCE."""
+
+    def __init__(self, what: str, unit: str) -> None:
+        self._what = what
+        self._unit = unit
+        self._begin = time.monotonic()
+        self._live: Any = None
+
+    def update(self, done: float, total: float, note: str = "") -> None:
+        """done and total in units; note is shown behind the bar."""
+        if self._live is None:
+            if time.monotonic() - self._begin < PATIENCE or not sys.stderr.isatty():
+                return
+            self._live = _rich_bar()
+            self._task = self._live.add_task(self._what, total=total, note="", unit=self._unit)
+            self._live.start()
+        self._live.update(self._task, completed=done, total=total, note=note)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+
+def show(bar: Bar, states: Sequence[Progress]) -> None:
+    """The prompts' progress as one bar: prompt tokens first, then what is being generated."""
+    done = sum(state.prefill_done for state in states)
+    total = sum(state.prefill_total for state in states)
+    generated = sum(state.generated for state in states)
+    speed = max((state.tokens_per_s for state in states), default=0.0)
+    note = f"{generated} generated" if generated else f"{speed:,.0f} tokens/s"
+    bar.update(done, total, note)
+
+
+def _rich_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+        transient=True,
+    )

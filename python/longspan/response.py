@@ -1,0 +1,104 @@
+"""What a pipeline returns: Response for text, Perplexity for scores."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from longspan._core import RequestOutput, RopeProfile
+
+_MAX_EXPONENT = math.log(sys.float_info.max)
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds one request spent waiting, in prefill and in decode."""
+
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+    @classmethod
+    def of(cls, output: RequestOutput) -> Timings:
+        return cls(output.queue_s, output.prefill_s, output.decode_s)
+
+
+@dataclass
+class Response:
+    """One generation, with LMDeploy's fields and what a long context makes worth knowing.
+
+    `token_ids` and `text` leave out the token that ended the generation.
+    """
+
+    text: str
+    generate_token_len: int
+    input_token_len: int
+    #: "stop": an end or stop token; "length": max_new_tokens, or the context is full;
+    #: "abort": cancelled; "error": see error_message.
+    finish_reason: str | None = None
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, float]] | None = None
+    index: int = 0
+    error_message: str | None = None
+    #: The context, not max_new_tokens, ended the generation.
+    context_full: bool = False
+    #: Tokens beyond the model's trained length, without any RoPE scaling, took part.
+    beyond_native: bool = False
+    #: What sampling used; repeats the text when given as random_seed.
+    seed: int = 0
+    rope_profile: RopeProfile | None = None
+    timings: Timings | None = None
+
+    def _lines(self) -> list[str]:
+        lines = [
+            f"input_token_len={self.input_token_len}",
+            f"generate_token_len={self.generate_token_len}",
+            f"finish_reason={self.finish_reason!r}",
+            f"token_ids={self.token_ids}",
+            f"logprobs={self.logprobs}",
+            f"index={self.index}",
+        ]
+        if self.error_message is not None:
+            lines.append(f"error_message={self.error_message!r}")
+        if self.context_full:
+            lines.append("context_full=True")
+        if self.beyond_native:
+            lines.append("beyond_native=True")
+        if self.rope_profile is not None:
+            profile = self.rope_profile
+            lines.append(f"rope={profile.type}, factor {profile.factor:g}, length {profile.length}")
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join([self.text, *self._lines()])
+
+    def __repr__(self) -> str:
+        return "\n".join([f"text={self.text!r}", *self._lines()])
+
+
+class Perplexity(float):
+    """exp of the mean negative log-likelihood (nats) of the tokens after the first."""
+
+    nll_sum: float
+    num_tokens: int
+    rope_profile: RopeProfile
+    timings: Timings
+    beyond_native: bool
+
+    def __new__(cls, output: RequestOutput, beyond_native: bool = False) -> Perplexity:
+        mean = output.nll_sum / output.nll_count
+        self = super().__new__(cls, math.exp(mean) if mean < _MAX_EXPONENT else math.inf)
+        self.nll_sum = output.nll_sum
+        self.num_tokens = output.nll_count
+        self.rope_profile = output.rope_profile
+        self.timings = Timings.of(output)
+        self.beyond_native = beyond_native
+        return self
+
+    @property
+    def mean_nll(self) -> float:
+        """nll_sum / num_tokens, in nats; the logarithm of the perplexity."""
+        return self.nll_sum / self.num_tokens

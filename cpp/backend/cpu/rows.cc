@@ -1,0 +1,61 @@
+#include "backend/cpu/rows.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace longspan::cpu {
+namespace {
+
+// Elements worth handing to a thread: some microseconds of work.
+constexpr int64_t kGrain = 8192;
+
+/// Calls fn(row) for every row, several short rows to a job.
+template <class Fn>
+void for_each_row(ThreadPool& pool, int64_t rows, int64_t cols, Fn fn) {
+  const int64_t per_job = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, cols));
+  pool.parallel_for((rows + per_job - 1) / per_job, [&](int64_t job, int) {
+    const int64_t end = std::min(rows, (job + 1) * per_job);
+    for (int64_t row = job * per_job; row < end; ++row) fn(row);
+  });
+}
+
+}  // namespace
+
+void rms_norm(const Kernels& kernels, ThreadPool& pool, const MatrixView* delta,
+              const MatrixView& residual, const float* weight, float eps, const MatrixView& out) {
+  for_each_row(pool, residual.rows, residual.cols, [&](int64_t row) {
+    kernels.rms_norm({.delta = delta == nullptr ? nullptr : delta->row<const float>(row),
+                      .residual = residual.row<float>(row),
+                      .weight = weight,
+                      .eps = eps,
+                      .cols = residual.cols,
+                      .out = out.rows_from(row, 1).data});
+  });
+}
+
+void silu_mul(const Kernels& kernels, ThreadPool& pool, const MatrixView& gate_up,
+              const MatrixView& out) {
+  for_each_row(pool, out.rows, out.cols, [&](int64_t row) {
+    const auto* gate = gate_up.row<const float>(row);
+    kernels.silu_mul(
+        {.gate = gate, .up = gate + out.cols, .cols = out.cols, .out = out.rows_from(row, 1).data});
+  });
+}
+
+void gather_rows(ThreadPool& pool, const MatrixView& in, std::span<const int64_t> rows,
+                 const MatrixView& out) {
+  const auto bytes = static_cast<size_t>(out.cols * size_of(out.dtype));
+  for_each_row(pool, out.rows, out.cols, [&](int64_t row) {
+    std::memcpy(out.rows_from(row, 1).data, in.rows_from(rows[static_cast<size_t>(row)], 1).data,
+                bytes);
+  });
+}
+
+void download(ThreadPool& pool, const MatrixView& in, float* out) {
+  const auto bytes = static_cast<size_t>(in.cols) * sizeof(float);
+  for_each_row(pool, in.rows, in.cols, [&](int64_t row) {
+    std::memcpy(out + row * in.cols, in.row<const float>(row), bytes);
+  });
+}
+
+}  // namespace longspan::cpu

@@ -94,7 +94,7 @@ class ChatTemplate:
         or an object with that attribute."""
         if isinstance(config, (str, os.PathLike)):
             return cls(_read(Path(config)), special_tokens)
-        options = config if isinstance(config, Mapping) else vars(config)
+        options = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
         given = {name: value for name, value in options.items() if value is not None}
         source = given.pop("chat_template", None)
         if given:
@@ -103,7 +103,7 @@ class ChatTemplate:
             )
         if not isinstance(source, str):
             raise InvalidArgument(
-                f"chat_template_config: expected a template as a string, got {source!r}"
+                f"chat_template_config: expected a path or a 'chat_template', got {config!r:.80}"
             )
         return cls(source, special_tokens)
 

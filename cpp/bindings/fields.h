@@ -55,6 +55,8 @@ class OptionsClass {
       for (const auto& [key, value] : options) set_option(*fields, name, result, key, value);
       return result;
     }));
+    class_.def(py::init(&from_native_method));
+    py::implicitly_convertible<py::object, T>();
     class_.def("__repr__", [fields = fields_, name](const py::handle& self) {
       return repr_of(name, fields->names, self);
     });
@@ -81,6 +83,15 @@ class OptionsClass {
   }
 
  private:
+  /// The dataclasses of longspan.config stand for the options their native() returns, wherever
+  /// these are expected.
+  static T from_native_method(const py::object& options) {
+    if (!py::hasattr(options, "native")) {
+      throw py::type_error("expected options, got " + py::repr(options).cast<std::string>());
+    }
+    return options.attr("native")().template cast<T>();
+  }
+
   struct Fields {
     std::vector<std::string> names;
     std::vector<std::function<void(T&, const py::handle&)>> setters;  // parallel to names

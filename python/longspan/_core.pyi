@@ -1,7 +1,7 @@
 """The native engine. Mirrors cpp/include/longspan: the same names, units and errors."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,16 @@ class GenerationConfig:
     stop_token_ids: list[int]
     ignore_eos: bool
     def __init__(self, **options: Any) -> None: ...
+
+class _EngineOptions(Protocol):
+    """longspan.EngineConfig."""
+
+    def native(self) -> EngineConfig: ...
+
+class _GenerationOptions(Protocol):
+    """longspan.GenerationConfig."""
+
+    def native(self) -> GenerationConfig: ...
 
 class Progress:
     prefill_done: int
@@ -142,11 +152,13 @@ class Engine:
     @staticmethod
     def load(
         model_dir: str,
-        config: EngineConfig = ...,
+        config: EngineConfig | _EngineOptions = ...,
         progress: Callable[[int, int], None] | None = None,
     ) -> Engine: ...
     def generate(
-        self, input_ids: Sequence[int] | npt.NDArray[Any], config: GenerationConfig = ...
+        self,
+        input_ids: Sequence[int] | npt.NDArray[Any],
+        config: GenerationConfig | _GenerationOptions = ...,
     ) -> RequestHandle: ...
     def score(self, input_ids: Sequence[int] | npt.NDArray[Any]) -> RequestHandle: ...
     def logits(
@@ -164,6 +176,8 @@ class Engine:
     def __enter__(self) -> Engine: ...
     def __exit__(self, *args: object) -> None: ...
 
-def plan_memory(model_dir: str, config: EngineConfig, device_bytes: int = 0) -> MemoryPlan: ...
+def plan_memory(
+    model_dir: str, config: EngineConfig | _EngineOptions, device_bytes: int = 0
+) -> MemoryPlan: ...
 def backends() -> list[BackendInfo]: ...
 def version() -> str: ...

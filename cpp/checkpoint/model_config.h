@@ -29,9 +29,10 @@ struct ModelConfig {
 };
 
 /// Reads model_dir/config.json and generation_config.json (if there).
-/// hf_overrides: a JSON object merged in (RFC 7396) or empty. rope_scaling_factor: see EngineConfig.
-/// Throws CheckpointError naming file and field, Unsupported for an unknown architecture (listing
-/// the known ones), activation or feature.
+/// hf_overrides: a JSON object merged in (RFC 7396) or empty. rope_scaling_factor: see
+/// EngineConfig. Throws CheckpointError naming file and field, InvalidArgument for a bad override
+/// or factor, and Unsupported for an activation or feature; whether the architecture is known,
+/// model/ says.
 ModelConfig read_model_config(const std::string& model_dir, std::string_view hf_overrides,
                               double rope_scaling_factor);
 

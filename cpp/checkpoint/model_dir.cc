@@ -1,0 +1,56 @@
+#include "checkpoint/model_dir.h"
+
+#include <filesystem>
+
+#include "core/check.h"
+
+namespace longspan {
+namespace {
+
+namespace fs = std::filesystem;
+
+bool is_there(const fs::path& path) {
+  std::error_code ignored;  // what cannot be looked at is not there
+  return fs::exists(path, ignored);
+}
+
+/// The first file of the directory with the extension, or nothing.
+std::string file_with(const fs::path& directory, const char* extension) {
+  std::error_code error;
+  for (fs::directory_iterator it(directory, error), end; !error && it != end; it.increment(error)) {
+    if (it->path().extension() == extension) return it->path().filename().string();
+  }
+  return {};
+}
+
+constexpr const char* kExpected = "expected a directory with config.json and safetensors weights";
+
+}  // namespace
+
+void require_model_dir(const std::string& path) {
+  std::error_code error;
+  require<CheckpointError>(fs::is_directory(path, error), path, ": ", kExpected, ", got ",
+                           is_there(path) ? "a file" : "nothing");
+  require<CheckpointError>(is_there(fs::path(path) / "config.json"), path, ": ", kExpected,
+                           ", got one without config.json");
+}
+
+void fail_without_weights(const std::string& model_dir) {
+  std::string got = "neither";
+  std::string remedy;
+  if (const std::string gguf = file_with(model_dir, ".gguf"); !gguf.empty()) {
+    got = gguf;
+    remedy = "; give longspan.pipeline the path of that file, it converts it";
+  } else if (const std::string bin = file_with(model_dir, ".bin"); !bin.empty()) {
+    got = bin;
+    remedy =
+        "; convert it with transformers: "
+        "AutoModelForCausalLM.from_pretrained(dir).save_pretrained(new_dir)";
+  }
+  throw CheckpointError(message(model_dir,
+                                ": expected model.safetensors or model.safetensors.index.json, "
+                                "got ",
+                                got, remedy));
+}
+
+}  // namespace longspan

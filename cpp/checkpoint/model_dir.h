@@ -1,0 +1,14 @@
+#pragma once
+
+#include <string>
+
+namespace longspan {
+
+/// Throws CheckpointError unless path is a directory that holds a config.json.
+void require_model_dir(const std::string& path);
+
+/// Throws CheckpointError saying that there are no safetensors, and, where another format is there,
+/// how to convert it.
+[[noreturn]] void fail_without_weights(const std::string& model_dir);
+
+}  // namespace longspan

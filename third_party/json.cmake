@@ -3,7 +3,7 @@
 find_package(nlohmann_json 3.11 QUIET)
 if(NOT nlohmann_json_FOUND)
   find_package(Python COMPONENTS Interpreter Development.Module QUIET)
-  if(Python_FOUND)
+  if(Python_Interpreter_FOUND)
     execute_process(
       COMMAND "${Python_EXECUTABLE}" -c "import nlohmann_json, os; print(os.path.join(os.path.dirname(nlohmann_json.__file__), 'include'))"
       OUTPUT_VARIABLE _json_include OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)

@@ -1,0 +1,53 @@
+"""longspan demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from longspan.cli.options import command_line
+
+
+def demo(
+    context: typer.Context,
+    max_length: Annotated[
+        int, typer.Option(min=256, help="Longest context in tokens: 32768, 65536, ...")
+    ] = 16384,
+    factor: Annotated[
+        float, typer.Option(min=1.0, help="The dynamic NTK scaling factor to compare with none.")
+    ] = 4.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Passkeys hidden at each length.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Of the keys and where they are hidden.")] = 0,
+    output_dir: Annotated[
+        Path, typer.Option(help="Where longspan-demo.png and longspan-demo.json go.")
+    ] = Path("."),
+    model: Annotated[
+        str | None,
+        typer.Option(help="A model directory or GGUF file. Default: SmolLM2-135M-Instruct."),
+    ] = None,
+) -> None:
+    """Show a model reading past its trained length, with and without RoPE scaling.
+
+    At growing lengths it hides passkeys in filler text and measures the perplexity of natural
+    text, then writes a plot and a record. It takes a few minutes, and needs
+    pip install 'longspan[demo]'.
+
+    Examples:
+
+        longspan demo
+
+        longspan demo --max-length 32768 --factor 8
+    """
+    from longspan.demo import Demo
+
+    Demo(
+        model=model,
+        max_length=max_length,
+        factor=factor,
+        rounds=rounds,
+        seed=seed,
+        output_dir=output_dir,
+        command=command_line(context),
+    ).run()

@@ -1,0 +1,90 @@
+"""longspan generate."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from longspan._core import InvalidArgument
+from longspan.cli.options import Json, Model, command_line, engine_options
+from longspan.config import EngineConfig, GenerationConfig
+
+
+@engine_options("session_len", "rope_scaling_factor", "rope_length", "dtype", "num_threads")
+def generate(
+    context: typer.Context,
+    model: Model,
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; - reads standard input.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="Read the prompt from a file.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=0, help="Most tokens to generate.")] = 512,
+    temperature: Annotated[
+        float | None, typer.Option(help="Greedy unless this, --top-p or --top-k is given.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus: a share in (0, 1].")] = None,
+    top_k: Annotated[int | None, typer.Option(help="The most likely tokens; 0: all.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Send no chat template.")] = False,
+    json: Json = None,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Continue a prompt, or answer it if the model has a chat template.
+
+    Examples:
+
+        longspan generate MODEL "Why is the sky blue?" --max-new-tokens 64
+
+        longspan generate MODEL --file book.txt --session-len 65536 --rope-scaling-factor 8
+
+        git log | longspan generate MODEL - --raw --temperature 0.7 --seed 1
+    """
+    text = _prompt(prompt, file)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        random_seed=seed,
+    )
+    from longspan.eval.record import Record, sha256_of_text
+    from longspan.pipeline import pipeline
+
+    settings = {
+        "prompt_sha256": sha256_of_text(text),
+        "raw": raw,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+    }
+    with Record(
+        "generate",
+        json,
+        model=model,
+        command=command_line(context),
+        options=options,
+        settings=settings,
+    ) as record:
+        with pipeline(model, EngineConfig(max_batch_size=1, **options)) as pipe:
+            record.describe(pipe.engine)
+            response = pipe.infer(text, config, do_preprocess=not raw)
+        if json != "-":
+            typer.echo(response.text)
+        record.add(response)
+        record.finish({"finish_reason": response.finish_reason})
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str:
+    if (prompt is None) == (file is None):
+        raise typer.BadParameter("expected a prompt, - or --file, and only one of them")
+    try:
+        if file is not None:
+            return file.read_text(encoding="utf-8")
+        return sys.stdin.read() if prompt == "-" else str(prompt)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"prompt: expected text in UTF-8, {error}") from error

@@ -1,0 +1,90 @@
+"""Options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from longspan.config import EngineConfig
+
+
+def _rope_length(value: str) -> str | int:
+    return int(value) if value.isdecimal() else value
+
+
+#: By their names in EngineConfig. None leaves an option at its default there.
+_ENGINE: dict[str, Any] = {
+    "session_len": Annotated[
+        int | None,
+        typer.Option(help="Longest prompt + output in tokens; may pass the trained length."),
+    ],
+    "rope_scaling_factor": Annotated[
+        float | None,
+        typer.Option(help="Dynamic NTK RoPE scaling with this factor, >= 1; 0: as the model says."),
+    ],
+    "rope_length": Annotated[
+        str | None,
+        typer.Option(
+            help="The length that RoPE is scaled for: request, prompt, session, bucket or tokens.",
+        ),
+    ],
+    "dtype": Annotated[str | None, typer.Option(help="auto, bfloat16 or float32.")],
+    "num_threads": Annotated[
+        int | None, typer.Option("--threads", help="CPU threads. Default: all there are.")
+    ],
+    "max_batch_size": Annotated[
+        int | None, typer.Option(help="Sequences that run at once. Default: 8.")
+    ],
+    "cache_max_entry_count": Annotated[
+        float | None,
+        typer.Option(help="KV cache: a fraction of the free memory or a number of blocks."),
+    ],
+}
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A Hugging Face model directory or a GGUF file.")
+]
+Json = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write a record here; - for standard output."),
+]
+
+
+def engine_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the named engine options. Its keyword `options` receives those that were
+    set, ready for EngineConfig(**options)."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def wrapped(**values: Any) -> None:
+            given = {name: values.pop(name) for name in names}
+            options = {name: value for name, value in given.items() if value is not None}
+            if "rope_length" in options:
+                options["rope_length"] = _rope_length(options["rope_length"])
+            EngineConfig(**options)  # a bad option is told before anything is loaded
+            command(options=options, **values)
+
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.name != "options"]
+        shared = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_ENGINE[name]
+            )
+            for name in names
+        ]
+        wrapped.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + shared
+        )
+        wrapped.__annotations__ = {p.name: p.annotation for p in [*own, *shared]}
+        return wrapped
+
+    return decorate
+
+
+def command_line(context: typer.Context) -> list[str]:
+    """The command as it was typed."""
+    return ["longspan", *context.find_root().obj]

@@ -1,0 +1,87 @@
+"""longspan plan."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from longspan._core import plan_memory
+from longspan.cli.options import Json, Model, engine_options
+from longspan.config import EngineConfig
+from longspan.model_path import resolve_model
+
+_PARTS = {
+    "weights": "weight_bytes",
+    "KV cache": "kv_bytes",
+    "activations": "activation_bytes",
+    "workspace": "workspace_bytes",
+}
+_FIELDS = (
+    *_PARTS.values(),
+    "total_bytes",
+    "device_bytes",
+    "num_blocks",
+    "block_bytes",
+    "kv_capacity",
+    "session_len",
+    "max_session_len",
+    "fits",
+)
+
+
+@engine_options("session_len", "max_batch_size", "cache_max_entry_count", "dtype")
+def plan(model: Model, json: Json = None, *, options: dict[str, Any]) -> None:
+    """Say what memory a session length takes, without loading the weights.
+
+    Exits with 1 when one sequence of --session-len does not fit.
+
+    Example:
+
+        longspan plan MODEL --session-len 1000000 --max-batch-size 1
+    """
+    result = plan_memory(str(resolve_model(model)), EngineConfig(**options).native())
+    if json is not None:
+        fields = {name: getattr(result, name) for name in _FIELDS}
+        text = jsonlib.dumps({"model": model, "options": options} | fields, indent=2) + "\n"
+        if json == "-":
+            typer.echo(text, nl=False)
+        else:
+            Path(json).write_text(text, encoding="utf-8")
+    if json != "-":
+        _show(result)
+    if not result.fits:
+        raise typer.Exit(1)
+
+
+def _show(result: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, field in _PARTS.items():
+        table.add_row(name, _gib(getattr(result, field)))
+    table.add_row("total", _gib(result.total_bytes), style="bold")
+    table.add_row("free", _gib(result.device_bytes))
+    console = Console(highlight=False)
+    console.print(table)
+    if result.fits:
+        console.print(
+            f"A session of {result.session_len:,} tokens fits; the cache holds "
+            f"{result.kv_capacity:,} tokens in all.",
+            soft_wrap=True,
+        )
+    else:
+        console.print(
+            f"A session of {result.session_len:,} tokens does not fit; "
+            f"the longest that does has {result.max_session_len:,} tokens.",
+            soft_wrap=True,
+        )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:,.3f} GiB"

@@ -1,7 +1,7 @@
 """Options under LMDeploy's names; the only place that maps them to the engine's own.
 
-Every field is declared with the check its value must pass, so an option either works or raises:
-`_only` marks those that exist in LMDeploy and do not work here yet.
+Every option either works or raises: what has no check exists in LMDeploy, does not work here yet,
+and is refused unless left alone.
 """
 
 from __future__ import annotations
@@ -9,24 +9,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 from longspan import _core
 from longspan._core import InvalidArgument, Unsupported
 
 #: Returns what was expected, or None when the value passes.
 Check = Callable[[Any], str | None]
-
-
-def _option(default: Any, check: Check) -> Any:
-    return field(default=default, metadata={"check": check})
-
-
-def _only(default: Any) -> Any:
-    """An option of LMDeploy of which nothing but the default works."""
-    return field(default=default, metadata={"only": True})
 
 
 def _is_int(value: Any) -> bool:
@@ -84,7 +75,9 @@ def _cache_entries(value: Any) -> str | None:
 
 
 class _Options:
-    """Checks the fields of a dataclass against their declarations."""
+    """Checks the fields of a dataclass."""
+
+    _checks: ClassVar[dict[str, Check]]
 
     def __post_init__(self) -> None:
         self.check()
@@ -93,14 +86,16 @@ class _Options:
         """Raises InvalidArgument or Unsupported for the first option that cannot be honoured."""
         for option in fields(self):  # type: ignore[arg-type]
             value = getattr(self, option.name)
-            if "only" in option.metadata:
-                if value != option.default and not (option.default is None and not value):
-                    raise Unsupported(
-                        f"{option.name}: expected {option.default!r} (nothing else works yet), "
-                        f"got {value!r}"
-                    )
-            elif (words := option.metadata["check"](value)) is not None:
-                raise InvalidArgument(f"{option.name}: expected {words}, got {value!r}")
+            check = self._checks.get(option.name)
+            if check is not None:
+                words = check(value)
+                if words is not None:
+                    raise InvalidArgument(f"{option.name}: expected {words}, got {value!r}")
+            elif value != option.default and not (option.default is None and not value):
+                raise Unsupported(
+                    f"{option.name}: expected {option.default!r} (nothing else works yet), "
+                    f"got {value!r}"
+                )
 
 
 @dataclass
@@ -121,46 +116,54 @@ class EngineConfig(_Options):
     num_threads: CPU threads; None: as many as the process may use.
     """
 
-    dtype: str = _option("auto", _str)
-    model_format: str | None = _only(None)
-    tp: int = _only(1)
-    dp: int = _only(1)
-    cp: int = _only(1)
-    ep: int = _only(1)
-    session_len: int | None = _option(None, _optional(_int(1)))
-    max_batch_size: int | None = _option(None, _optional(_int(1, 2**31 - 1)))
-    cache_max_entry_count: float = _option(0.8, _cache_entries)
-    cache_block_seq_len: int = _option(64, _int(1, 2**31 - 1))
-    enable_prefix_caching: bool = _only(False)
-    quant_policy: int = _only(0)
-    rope_scaling_factor: float = _option(
-        0.0, _number(lambda v: v == 0 or v >= 1, "0 or a number >= 1")
-    )
-    use_logn_attn: bool = _only(False)
-    download_dir: str | None = _only(None)
-    revision: str | None = _only(None)
-    max_prefill_token_num: int | None = _option(None, _optional(_int(1)))
-    devices: list[int] | None = _only(None)
-    nnodes: int = _only(1)
-    communicator: str = _only("nccl")
-    hf_overrides: dict[str, Any] | None = _option(None, _optional(_dict))
-    rope_length: str | int = _option("request", _rope_length)
-    deterministic: bool = _option(False, _bool)
-    device: str = _option("auto", _str)
-    num_threads: int | None = _option(None, _optional(_int(1, 2**31 - 1)))
+    dtype: str = "auto"
+    model_format: str | None = None
+    tp: int = 1
+    dp: int = 1
+    cp: int = 1
+    ep: int = 1
+    session_len: int | None = None
+    max_batch_size: int | None = None
+    cache_max_entry_count: float = 0.8
+    cache_block_seq_len: int = 64
+    enable_prefix_caching: bool = False
+    quant_policy: int = 0
+    rope_scaling_factor: float = 0.0
+    use_logn_attn: bool = False
+    download_dir: str | None = None
+    revision: str | None = None
+    max_prefill_token_num: int | None = None
+    devices: list[int] | None = None
+    nnodes: int = 1
+    communicator: str = "nccl"
+    hf_overrides: dict[str, Any] | None = None
+    rope_length: str | int = "request"
+    deterministic: bool = False
+    device: str = "auto"
+    num_threads: int | None = None
+
+    _checks: ClassVar[dict[str, Check]] = {
+        "dtype": _str,
+        "session_len": _optional(_int(1)),
+        "max_batch_size": _optional(_int(1, 2**31 - 1)),
+        "cache_max_entry_count": _cache_entries,
+        "cache_block_seq_len": _int(1, 2**31 - 1),
+        "rope_scaling_factor": _number(lambda v: v == 0 or v >= 1, "0 or a number >= 1"),
+        "max_prefill_token_num": _optional(_int(1)),
+        "hf_overrides": _optional(_dict),
+        "rope_length": _rope_length,
+        "deterministic": _bool,
+        "device": _str,
+        "num_threads": _optional(_int(1, 2**31 - 1)),
+    }
 
     def native(self) -> _core.EngineConfig:
-        """The same options in the engine's terms; what is None is left to the engine."""
+        """The same options in the engine's terms; what is None is left to the engine. Every option
+        that works has the engine's name for it."""
         self.check()
-        names = (
-            "dtype device num_threads session_len max_batch_size cache_max_entry_count "
-            "cache_block_seq_len max_prefill_token_num rope_scaling_factor rope_length "
-            "deterministic"
-        ).split()
-        options = {name: getattr(self, name) for name in names}
-        options = {name: value for name, value in options.items() if value is not None}
-        if self.hf_overrides:
-            options["hf_overrides"] = _to_json(self.hf_overrides)
+        given = {name: getattr(self, name) for name in self._checks}
+        options = {name: value for name, value in given.items() if value is not None}
+        options["hf_overrides"] = _to_json(self.hf_overrides or {})
         return _core.EngineConfig(**options)
 
 
@@ -186,31 +189,41 @@ class GenerationConfig(_Options):
     stop_token_ids: in addition to the model's end tokens, which ignore_eos switches off.
     """
 
-    n: int = _only(1)
-    max_new_tokens: int | None = _option(512, _optional(_int(0)))
-    do_sample: bool | None = _option(None, _optional(_bool))
-    top_p: float | None = _option(
-        None, _optional(_number(lambda v: 0 < v <= 1, "a number in (0, 1]"))
-    )
-    top_k: int | None = _option(None, _optional(_int(0, 2**31 - 1)))
-    min_p: float = _only(0.0)
-    temperature: float | None = _option(None, _optional(_number(lambda v: v >= 0, "a number >= 0")))
-    repetition_penalty: float = _only(1.0)
-    ignore_eos: bool = _option(False, _bool)
-    random_seed: int | None = _option(None, _optional(_int(0, 2**64 - 1)))
-    stop_words: list[str] | None = _only(None)
-    bad_words: list[str] | None = _only(None)
-    stop_token_ids: list[int] | None = _option(None, _optional(_token_ids))
-    bad_token_ids: list[int] | None = _only(None)
-    min_new_tokens: int | None = _only(None)
-    skip_special_tokens: bool = _option(True, _bool)
-    spaces_between_special_tokens: bool = _only(True)
-    logprobs: int | None = _only(None)
-    response_format: dict[str, Any] | None = _only(None)
-    logits_processors: list[Any] | None = _only(None)
-    output_logits: str | None = _only(None)
-    output_last_hidden_state: str | None = _only(None)
-    include_stop_str_in_output: bool = _only(False)
+    n: int = 1
+    max_new_tokens: int | None = 512
+    do_sample: bool | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float = 0.0
+    temperature: float | None = None
+    repetition_penalty: float = 1.0
+    ignore_eos: bool = False
+    random_seed: int | None = None
+    stop_words: list[str] | None = None
+    bad_words: list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    bad_token_ids: list[int] | None = None
+    min_new_tokens: int | None = None
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    logprobs: int | None = None
+    response_format: dict[str, Any] | None = None
+    logits_processors: list[Any] | None = None
+    output_logits: str | None = None
+    output_last_hidden_state: str | None = None
+    include_stop_str_in_output: bool = False
+
+    _checks: ClassVar[dict[str, Check]] = {
+        "max_new_tokens": _optional(_int(0)),
+        "do_sample": _optional(_bool),
+        "top_p": _optional(_number(lambda v: 0 < v <= 1, "a number in (0, 1]")),
+        "top_k": _optional(_int(0, 2**31 - 1)),
+        "temperature": _optional(_number(lambda v: v >= 0, "a number >= 0")),
+        "ignore_eos": _bool,
+        "random_seed": _optional(_int(0, 2**64 - 1)),
+        "stop_token_ids": _optional(_token_ids),
+        "skip_special_tokens": _bool,
+    }
 
     def native(self, end_token_ids: Sequence[int] = ()) -> _core.GenerationConfig:
         """The same options in the engine's terms. end_token_ids: the tokenizer's, which end a

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "reference/reference.h"
@@ -57,15 +59,14 @@ void expect_close(const reference::Matrix& got, const reference::Matrix& expecte
   }
 }
 
-struct Case {
-  const Kernels* kernels;
-  DType dtype;
-};
-
-class Rows : public testing::TestWithParam<Case> {
+/// Every instruction set of this CPU with either activation dtype.
+class Rows : public testing::TestWithParam<std::tuple<const InstructionSet*, DType>> {
  protected:
-  const Kernels& kernels() const { return *GetParam().kernels; }
-  DType dtype() const { return GetParam().dtype; }
+  DType dtype() const { return std::get<DType>(GetParam()); }
+  const Kernels& kernels() const {
+    const InstructionSet& set = *std::get<const InstructionSet*>(GetParam());
+    return dtype() == DType::kBF16 ? set.bf16 : set.f32;
+  }
 };
 
 constexpr int64_t kSizes[] = {1, 2, 7, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 576, 1537, 4096};
@@ -209,6 +210,16 @@ TEST_P(Rows, GathersRows) {
   }
   EXPECT_TRUE(out.gaps_untouched());
 }
+
+INSTANTIATE_TEST_SUITE_P(InstructionSets, Rows,
+                         testing::Combine(testing::ValuesIn(available_instruction_sets().begin(),
+                                                            available_instruction_sets().end()),
+                                          testing::Values(DType::kF32, DType::kBF16)),
+                         [](const testing::TestParamInfo<Rows::ParamType>& info) {
+                           std::string name(std::get<const InstructionSet*>(info.param)->name);
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name + "_" + std::string(name_of(std::get<DType>(info.param)));
+                         });
 
 TEST(Download, PacksRows) {
   ThreadPool pool(2);

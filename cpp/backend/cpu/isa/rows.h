@@ -1,4 +1,4 @@
-// Included once per instruction set; see kernels.h.
+// Included once per instruction set; see kernels.inc.
 // Plain loops over independent lanes, which the compiler turns into this set's vectors.
 
 inline void store_act(float x, float* out) { *out = x; }
@@ -10,19 +10,16 @@ inline void store_act(float x, bf16_t* out) {
   *out = static_cast<bf16_t>((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
 }
 
-/// Sum of squares in 16 float32 lanes, folded pairwise: the order depends on n alone.
+/// In an order that depends on n alone: lane i % kLanes ascending, then the lanes.
 inline float sum_of_squares(const float* x, int64_t n) {
-  constexpr int64_t kLanes = 16;
-  float lanes[kLanes] = {};
+  Vec sums{};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += x[i + lane] * x[i + lane];
+    const Vec v = load(x + i);
+    sums += v * v;
   }
-  for (int64_t lane = 0; i < n; ++i, ++lane) lanes[lane] += x[i] * x[i];
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-    for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  }
-  return lanes[0];
+  for (int64_t lane = 0; i < n; ++i, ++lane) sums[lane] += x[i] * x[i];
+  return sum_lanes(sums);
 }
 
 template <class Act>

@@ -1,0 +1,93 @@
+#include "backend/cpu/cpu_backend.h"
+
+#include "backend/cpu/attention.h"
+#include "backend/cpu/kv_tiles.h"
+#include "backend/cpu/linear.h"
+#include "backend/cpu/rotate_append.h"
+#include "backend/cpu/rows.h"
+#include "backend/cpu/sample.h"
+#include "backend/cpu/step_plan.h"
+#include "core/check.h"
+
+namespace longspan::cpu {
+namespace {
+
+const CpuPackedLinear& packed(const PackedLinear& linear) {
+  return static_cast<const CpuPackedLinear&>(linear);
+}
+const CpuStepPlan& planned(const StepPlan& plan) { return static_cast<const CpuStepPlan&>(plan); }
+
+}  // namespace
+
+CpuBackend::CpuBackend(const InstructionSet& instruction_set, DType dtype, int num_threads)
+    : instruction_set_(instruction_set),
+      dtype_(dtype),
+      kernels_(dtype == DType::kF32 ? instruction_set.f32 : instruction_set.bf16),
+      pool_(num_threads),
+      nll_workspace_(allocate_host(nll_workspace_bytes(num_threads))) {}
+
+std::string CpuBackend::describe() const {
+  return message("cpu (", instruction_set_.name, ", ", pool_.size(),
+                 pool_.size() == 1 ? " thread)" : " threads)");
+}
+
+int64_t CpuBackend::packed_linear_bytes(int64_t out_features, int64_t in_features) const {
+  return CpuPackedLinear::bytes(dtype_, out_features, in_features);
+}
+int64_t CpuBackend::kv_block_bytes(const KvShape& shape) const {
+  return KvTiles(shape, dtype_).block_bytes();
+}
+int64_t CpuBackend::step_plan_bytes(const StepLimits& limits, const AttentionShape& shape) const {
+  return CpuStepPlan::bytes(limits, shape, pool_.size());
+}
+
+std::unique_ptr<PackedLinear> CpuBackend::pack_linear(std::span<const WeightView> parts,
+                                                      std::span<const WeightView> biases) {
+  return std::make_unique<CpuPackedLinear>(dtype_, parts, biases);
+}
+Buffer CpuBackend::pack_vector(const WeightView& vector) { return cpu::pack_vector(vector); }
+
+std::unique_ptr<StepPlan> CpuBackend::make_step_plan(const StepLimits& limits,
+                                                     const AttentionShape& shape) {
+  return std::make_unique<CpuStepPlan>(limits, shape, pool_.size());
+}
+void CpuBackend::plan_step(StepPlan& plan, const StepInput& input, const KvCache&) {
+  static_cast<CpuStepPlan&>(plan).plan(input, pool_);
+}
+void CpuBackend::embedding(const StepPlan& plan, const PackedLinear& table, const MatrixView& out) {
+  cpu::embedding(pool_, planned(plan).token_ids(), packed(table), out);
+}
+void CpuBackend::rms_norm(const MatrixView* delta, const MatrixView& residual, const Buffer& weight,
+                          float eps, const MatrixView& out) {
+  cpu::rms_norm(kernels_, pool_, delta, residual, weight.as<const float>(), eps, out);
+}
+void CpuBackend::linear(const MatrixView& x, const PackedLinear& weight, const MatrixView& y) {
+  cpu::linear(kernels_, pool_, x, packed(weight), y);
+}
+void CpuBackend::rotate_append(const StepPlan& plan, int64_t layer, const MatrixView& qkv,
+                               const KvCache& cache, const MatrixView& q_out) {
+  cpu::rotate_append(kernels_, pool_, planned(plan), layer, qkv, cache, q_out);
+}
+void CpuBackend::attention(const StepPlan& plan, int64_t layer, const MatrixView& q,
+                           const KvCache& cache, const MatrixView& out) {
+  cpu::attention(kernels_, pool_, planned(plan), layer, q, cache, out);
+}
+void CpuBackend::silu_mul(const MatrixView& gate_up, const MatrixView& out) {
+  cpu::silu_mul(kernels_, pool_, gate_up, out);
+}
+void CpuBackend::gather_rows(const MatrixView& in, std::span<const int64_t> rows,
+                             const MatrixView& out) {
+  cpu::gather_rows(pool_, in, rows, out);
+}
+void CpuBackend::negative_log_likelihood(const MatrixView& hidden, const PackedLinear& head,
+                                         std::span<const int32_t> targets, std::span<double> nll) {
+  cpu::negative_log_likelihood(kernels_, pool_, hidden, packed(head), targets,
+                               nll_workspace_.as<float>(), nll);
+}
+void CpuBackend::sample(const MatrixView& logits, std::span<const SamplerRow> rows,
+                        std::span<int32_t> tokens) {
+  cpu::sample(pool_, logits, rows, tokens);
+}
+void CpuBackend::download(const MatrixView& in, float* out) { cpu::download(pool_, in, out); }
+
+}  // namespace longspan::cpu

@@ -1,0 +1,60 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "backend/backend.h"
+#include "backend/cpu/kernels.h"
+#include "core/thread_pool.h"
+
+namespace longspan::cpu {
+
+/// The CPU as a backend: each op is a file of this folder, run by one pool of threads.
+class CpuBackend final : public Backend {
+ public:
+  /// dtype: kBF16 or kF32, of weights, cache and what enters a product. num_threads >= 1.
+  CpuBackend(const InstructionSet& instruction_set, DType dtype, int num_threads);
+
+  std::string describe() const override;
+  DType activation_dtype() const override { return dtype_; }
+  DType accumulator_dtype() const override { return DType::kF32; }
+  int64_t free_bytes() const override { return available_host_bytes(); }
+
+  Buffer allocate(int64_t bytes) override { return allocate_host(bytes); }
+  int64_t packed_linear_bytes(int64_t out_features, int64_t in_features) const override;
+  int64_t kv_block_bytes(const KvShape& shape) const override;
+  int64_t step_plan_bytes(const StepLimits& limits, const AttentionShape& shape) const override;
+
+  std::unique_ptr<PackedLinear> pack_linear(std::span<const WeightView> parts,
+                                            std::span<const WeightView> biases) override;
+  Buffer pack_vector(const WeightView& vector) override;
+
+  std::unique_ptr<StepPlan> make_step_plan(const StepLimits& limits,
+                                           const AttentionShape& shape) override;
+  void plan_step(StepPlan& plan, const StepInput& input, const KvCache& cache) override;
+  void embedding(const StepPlan& plan, const PackedLinear& table, const MatrixView& out) override;
+  void rms_norm(const MatrixView* delta, const MatrixView& residual, const Buffer& weight,
+                float eps, const MatrixView& out) override;
+  void linear(const MatrixView& x, const PackedLinear& weight, const MatrixView& y) override;
+  void rotate_append(const StepPlan& plan, int64_t layer, const MatrixView& qkv,
+                     const KvCache& cache, const MatrixView& q_out) override;
+  void attention(const StepPlan& plan, int64_t layer, const MatrixView& q, const KvCache& cache,
+                 const MatrixView& out) override;
+  void silu_mul(const MatrixView& gate_up, const MatrixView& out) override;
+  void gather_rows(const MatrixView& in, std::span<const int64_t> rows,
+                   const MatrixView& out) override;
+  void negative_log_likelihood(const MatrixView& hidden, const PackedLinear& head,
+                               std::span<const int32_t> targets, std::span<double> nll) override;
+  void sample(const MatrixView& logits, std::span<const SamplerRow> rows,
+              std::span<int32_t> tokens) override;
+  void download(const MatrixView& in, float* out) override;
+
+ private:
+  const InstructionSet& instruction_set_;
+  const DType dtype_;
+  const Kernels& kernels_;
+  ThreadPool pool_;
+  Buffer nll_workspace_;
+};
+
+}  // namespace longspan::cpu

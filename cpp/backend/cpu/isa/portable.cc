@@ -1,0 +1,3 @@
+#define LONGSPAN_ISA kPortable
+#define LONGSPAN_ISA_NAME "portable"
+#include "backend/cpu/isa/kernels.inc"

@@ -1,0 +1,199 @@
+"""The commands, on a tiny random model; Ctrl-C on SmolLM2."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import longspan
+import pytest
+from longspan.cli.app import app
+from typer.testing import CliRunner
+
+TinyLlama = Callable[..., Path]
+
+
+def call(*args: Any, stdin: str | None = None) -> Any:
+    return CliRunner().invoke(app, [str(a) for a in args], input=stdin, prog_name="longspan")
+
+
+def test_version_and_help() -> None:
+    assert call("--version").output == f"longspan {longspan.__version__}\n"
+    for command in ([], ["demo"], ["generate"], ["plan"], ["eval"], ["eval", "passkey"]):
+        result = call(*command, "--help")
+        assert result.exit_code == 0
+        assert "Usage" in result.output
+
+
+def test_the_command_starts_fast() -> None:
+    code = "import sys, longspan.cli; print(sorted(m.split('.')[0] for m in sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    for heavy in ("matplotlib", "torch", "transformers", "gguf"):
+        assert f"'{heavy}'" not in loaded
+    assert "'longspan'" in loaded
+
+
+def test_passkey_record_repeats_itself(tiny_llama: TinyLlama, tmp_path: Path) -> None:
+    model, out = tiny_llama(), tmp_path / "out.json"
+    options = ["--length", 700, "--rounds", 2, "--seed", 5, "--rope-scaling-factor", 4]
+    result = call("eval", "passkey", model, *options, "--json", out)
+    assert result.exit_code == 0, result.output
+    assert "of 2 passkeys found at 700 tokens" in result.stdout
+    record = json.loads(out.read_text())
+    assert record["complete"] is True
+    assert record["options"] == {
+        "rope_scaling_factor": 4.0,
+        "session_len": 700,
+        "max_batch_size": 1,
+    }
+    assert record["settings"]["seed"] == 5
+    for entry in record["results"]:
+        assert entry["rope_profile"]["type"] == "dynamic"
+        assert entry["prompt_tokens"] <= entry["rope_profile"]["length"] <= 700
+        assert entry["prefill_tokens_per_s"] > 0
+
+    again = call(*record["command"][1:-1], "-")
+    repeated = json.loads(again.stdout)
+    for key in ("key", "depth", "answer", "found", "prompt_sha256", "rope_profile"):
+        assert [r[key] for r in repeated["results"]] == [r[key] for r in record["results"]]
+
+
+def test_ppl_agrees_with_the_pipeline(tiny_llama: TinyLlama, tmp_path: Path) -> None:
+    model, out, book = tiny_llama(), tmp_path / "out.json", tmp_path / "book.txt"
+    book.write_text("It was a bright cold day in April. " * 20)
+    options = ["--file", book, "--length", 200, "--windows", 3, "--json", out]
+    result = call("eval", "ppl", model, *options)
+    assert result.exit_code == 0, result.output
+    record = json.loads(out.read_text())
+    with longspan.pipeline(model) as pipe:
+        ids = pipe.tokenizer.encode(book.read_text())
+        expected = pipe.get_ppl([ids[i : i + 200] for i in (0, 200, 400)])
+    got = [window["mean_nll"] for window in record["results"]]
+    assert got == pytest.approx([e.mean_nll for e in expected], rel=1e-6)
+    assert record["summary"]["num_tokens"] == 3 * 199
+
+
+def test_generate_takes_a_prompt_from_everywhere(tiny_llama: TinyLlama, tmp_path: Path) -> None:
+    model, file = tiny_llama(), tmp_path / "prompt.txt"
+    file.write_text("Hello there")
+    few = ["--raw", "--max-new-tokens", 8, "--seed", 3, "--temperature", 1]
+    outputs = [
+        call("generate", model, "Hello there", *few),
+        call("generate", model, "-", *few, stdin="Hello there"),
+        call("generate", model, "--file", file, *few),
+    ]
+    assert {o.exit_code for o in outputs} == {0}
+    assert len({o.stdout for o in outputs}) == 1
+    record = json.loads(call("generate", model, "Hello there", *few, "--json", "-").stdout)
+    assert record["results"][0]["text"] + "\n" == outputs[0].stdout
+    assert record["results"][0]["seed"] == 3
+    templated = json.loads(call("generate", model, "Hello there", "--json", "-").stdout)
+    assert templated["results"][0]["input_token_len"] == len("Hello there") + 3
+
+
+@pytest.mark.parametrize("arguments", [[], ["Hello", "--file", "x"]])
+def test_generate_wants_one_prompt(tiny_llama: TinyLlama, arguments: list[str]) -> None:
+    result = call("generate", tiny_llama(), *arguments)
+    assert result.exit_code == 2
+    assert "only one of them" in result.stderr
+
+
+def test_plan(tiny_llama: TinyLlama, tmp_path: Path) -> None:
+    model = tiny_llama()
+    result = call("plan", model, "--session-len", 1000)
+    assert result.exit_code == 0, result.output
+    assert "A session of 1,000 tokens fits" in result.stdout
+    plan = json.loads(call("plan", model, "--session-len", 1000, "--json", "-").stdout)
+    assert plan["session_len"] == 1000 and plan["fits"] is True
+    parts = ("weight_bytes", "kv_bytes", "activation_bytes", "workspace_bytes")
+    assert plan["total_bytes"] == sum(plan[part] for part in parts)
+
+    result = call("plan", model, "--session-len", 10**12)
+    assert result.exit_code == 1
+    assert "does not fit" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "/no/such/model"], "error: /no/such/model: expected a model directory"),
+        (["eval", "passkey", "{}", "--length", 60], "error: length: expected at least"),
+        (["eval", "ppl", "{}", "--length", 10**7], "error: text: expected at least 10000000"),
+        (
+            ["generate", "{}", "Hi", "--rope-scaling-factor", 0.5],
+            "error: rope_scaling_factor: expected 0 or a number >= 1, got 0.5",
+        ),
+        (["generate", "{}", "Hi", "--rope-length", "long"], "error: rope_length: expected"),
+        (["generate", "{}", "Hi", "--dtype", "int3"], "error: dtype"),
+        (["generate", "{}", "Hi", "--top-p", 2], "error: top_p: expected"),
+        (["generate", "{}", "Hi", "--json", "/no/dir/x"], "error: /no/dir/x: expected"),
+        (["generate", "{}", "x" * 300, "--raw"], "error: "),
+    ],
+)
+def test_errors_are_one_line(tiny_llama: TinyLlama, arguments: list[Any], message: str) -> None:
+    model = tiny_llama()
+    result = call(*[model if a == "{}" else a for a in arguments])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(message)
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_wrong_usage() -> None:
+    assert call("eval", "passkey").exit_code == 2
+    assert call("nonsense").exit_code == 2
+
+
+def interrupt(command: list[str], ready: Callable[[], bool]) -> tuple[int, str, float]:
+    """Runs longspan, sends SIGINT once ready; its exit code, stderr and seconds until it ended."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "longspan.cli", *command],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not ready():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        sent = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        stderr = process.communicate(timeout=30)[1]
+        return process.returncode, stderr, time.monotonic() - sent
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_ctrl_c_in_a_long_prefill_keeps_the_record(smollm2_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+
+    def loaded() -> bool:
+        return out.exists() and bool(json.loads(out.read_text())["engine"])
+
+    started = time.monotonic()
+
+    def prefilling() -> bool:
+        nonlocal started
+        if not loaded():
+            started = time.monotonic()
+        return time.monotonic() - started > 1.5
+
+    command = ["eval", "passkey", str(smollm2_dir), "--length", "100000", "--json", str(out)]
+    code, stderr, seconds = interrupt(command, prefilling)
+    assert code == 130
+    assert "interrupted" in stderr
+    assert "Traceback" not in stderr
+    assert seconds < 5
+    record = json.loads(out.read_text())
+    assert record["complete"] is False
+    assert record["model"]["architecture"] == "LlamaForCausalLM"

@@ -32,7 +32,8 @@ class Writer {
   void poison() { values_.back() = std::numeric_limits<float>::quiet_NaN(); }
 
   void write(const std::filesystem::path& path) const {
-    const std::string header = header_.dump();
+    std::string header = header_.dump();
+    header.resize((header.size() + 7) / 8 * 8, ' ');  // keeps the data aligned
     const uint64_t size = header.size();
     std::ofstream out(path, std::ios::binary);
     out.write(reinterpret_cast<const char*>(&size), sizeof(size));

@@ -69,6 +69,10 @@ TEST(Sample, NarrowSettingsAreGreedy) {
     EXPECT_EQ(sample_one(logits, settings(1e-6f, 0, 1.0f, seed)), greedy);
     EXPECT_EQ(sample_one(logits, settings(0.0f, 0, 0.9f, seed)), greedy);  // underflow of 1e-50
   }
+  // Neighbouring floats differ.
+  const float above = std::nextafter(1.0f, 2.0f);
+  EXPECT_EQ(sample_one({1.0f, above, 1.0f}, settings(1.0f, 1, 1.0f)), 1);
+  EXPECT_EQ(sample_one({-above, -1.0f, -above}, settings(1.0f, 1, 1.0f)), 1);
   // Among equals the lowest ids are kept.
   EXPECT_EQ(sample_one({1, 7, 2, 7, 7}, settings(1.0f, 1, 1.0f, 3)), 1);
   EXPECT_EQ(sample_one({1, 7, 2, 7, 7}, settings(1.0f, 0, 0.01f, 3)), 1);
@@ -147,7 +151,7 @@ TEST(Sample, DrawsFromTheReferenceDistribution) {
       {"all equal", std::vector<float>(50, 2.0f), settings(1.0f, 0, 0.5f, 11)},
       {"-inf", holes, settings(1.0f, 0, 0.9f, 12)},
       {"-inf in top_k", {-kInf, 1.0f, -kInf, 0.5f}, settings(1.0f, 3, 1.0f, 13)},
-      {"signed zeros", {0.0f, -0.0f, 0.0f, -1.0f}, settings(1.0f, 2, 1.0f, 14)},
+      {"signed zeros", {-0.0f, -0.0f, 0.0f, -1.0f}, settings(1.0f, 2, 1.0f, 14)},
       {"huge", {3e38f, 3e38f, -3e38f}, settings(1.0f, 0, 1.0f, 15)},
   };
   for (const Distribution& d : cases) expect_drawn_from(d);

@@ -79,15 +79,18 @@ TEST_P(ThreadPoolOfSize, DestructionJoinsHotAndSleepingWorkers) {
 
 INSTANTIATE_TEST_SUITE_P(Threads, ThreadPoolOfSize, testing::Values(1, 2, 3, 4, 5, 8));
 
-TEST(ThreadPool, WorkersTakePartInALongJob) {
+TEST(ThreadPool, SleepingWorkersWakeForAJob) {
   ThreadPool pool(2);
-  std::atomic<int> threads_seen = 0;
-  // Each of the two indices waits for the other, so one thread alone would never end.
-  pool.parallel_for(2, [&](int64_t, int) {
-    ++threads_seen;
-    while (threads_seen < 2) std::this_thread::yield();
-  });
-  EXPECT_EQ(threads_seen, 2);
+  for (int job = 0; job < 5; ++job) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(3));
+    std::atomic<int> inside = 0;
+    // Each of the two indices waits for the other, so one thread alone would never end.
+    pool.parallel_for(2, [&](int64_t, int) {
+      ++inside;
+      while (inside < 2) std::this_thread::yield();
+    });
+    EXPECT_EQ(inside, 2);
+  }
 }
 
 TEST(ThreadPool, PoolsAreIndependent) {

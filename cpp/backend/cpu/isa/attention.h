@@ -1,0 +1,250 @@
+// Included once per instruction set; see kernels.inc.
+
+#include "backend/cpu/isa/softmax.h"
+
+/// Working memory of one unit. Rows are those of the unit, padded to kStripRows.
+template <class Act>
+struct AttentionMemory {
+  Act* q;          // [rows][padded_k(head_dim)], the padding zero
+  float* o;        // [rows][cols], of the span at hand, against m
+  float* sums;     // [rows][kSumLanes], partial sums of the weights
+  float* l;        // [rows], sum of the weights; 0 for a row that sees no key of the span
+  float* m;        // [rows], reference of the weights: log2 of what they are divided by
+  float* total_o;  // o, l and m of the spans so far
+  float* total_l;
+  float* total_m;
+  float* s;  // [kStripRows][kStepKeys], scores of a strip
+  Act* p;    // [kStripRows][kStepKeys], weights of a strip
+  int64_t inner;
+  int64_t cols;
+
+  AttentionMemory(char* scratch, int64_t group, int64_t head_dim)
+      : inner(padded_k<Act>(head_dim)), cols(output_cols(head_dim)) {
+    const int64_t rows = unit_rows(group);
+    auto* next = reinterpret_cast<float*>(scratch);
+    const auto take = [&](int64_t floats) {
+      next += floats;
+      return next - floats;
+    };
+    q = reinterpret_cast<Act*>(take(rows * inner * static_cast<int64_t>(sizeof(Act)) / 4));
+    o = take(rows * cols);
+    total_o = take(rows * cols);
+    sums = take(rows * kSumLanes);
+    l = take(rows);
+    m = take(rows);
+    total_l = take(rows);
+    total_m = take(rows);
+    s = take(kStripRows * kStepKeys);
+    p = reinterpret_cast<Act*>(take(kStripRows * kStepKeys));
+  }
+};
+
+/// The keys and values of one step.
+template <class Act>
+struct StepTiles {
+  const Act* k[kStepKeys / kKeyTile];
+  const Act* v[kStepKeys / kKeyTile];
+};
+
+template <class Act>
+inline StepTiles<Act> step_tiles(const AttentionTask& task, int64_t first_key, int64_t end_key) {
+  StepTiles<Act> tiles{};
+  for (int64_t i = 0; i < kStepKeys / kKeyTile; ++i) {
+    const int64_t key = first_key + i * kKeyTile;
+    if (key >= end_key) break;
+    const int64_t tile = key / kKeyTile;
+    tiles.k[i] = reinterpret_cast<const Act*>(
+        task.pool + task.tiles->k_offset(task.block_table, tile, task.layer, task.kv_head));
+    tiles.v[i] = reinterpret_cast<const Act*>(
+        task.pool + task.tiles->v_offset(task.block_table, tile, task.layer, task.kv_head));
+  }
+  return tiles;
+}
+
+template <class Act>
+inline void pack_queries(const AttentionTask& task, const AttentionMemory<Act>& memory) {
+  const auto* q = static_cast<const Act*>(task.q);
+  Act* out = memory.q;
+  for (int64_t t = 0; t < task.num_tokens; ++t) {
+    for (int64_t g = 0; g < task.group; ++g, out += memory.inner) {
+      const Act* row = q + t * task.q_stride + g * task.head_dim;
+      std::copy(row, row + task.head_dim, out);
+      std::fill(out + task.head_dim, out + memory.inner, Act{});
+    }
+  }
+  const int64_t padding = round_up(task.rows(), kStripRows) - task.rows();
+  std::fill(out, out + padding * memory.inner, Act{});
+}
+
+inline float exp2_of(float x) { return exp2(broadcast(x))[0]; }
+
+/// The largest of n scores, n >= 1.
+inline float row_max(const float* s, int64_t n) {
+  Vec largest = broadcast(s[0]);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) largest = max(largest, load(s + i));
+  float result = max_lane(largest);
+  for (; i < n; ++i) result = std::max(result, s[i]);
+  return result;
+}
+
+/// The row's weights of a step have outgrown their reference: takes a new one, at least 2^32
+/// higher, and brings what was summed so far to it.
+template <class Act>
+[[gnu::noinline]] inline void rescale_row(const AttentionMemory<Act>& memory, int64_t row,
+                                          const float* s, int64_t visible, int64_t width,
+                                          float scale, Act* p) {
+  const float old = memory.m[row];
+  memory.m[row] = std::max(old + 32.0f, row_max(s, visible) * scale);
+  const float factor = exp2_of(old - memory.m[row]);
+  float* o = memory.o + row * memory.cols;
+  for (int64_t c = 0; c < memory.cols; ++c) o[c] *= factor;
+  float* sums = memory.sums + row * kSumLanes;
+  for (int64_t lane = 0; lane < kSumLanes; ++lane) sums[lane] *= factor;
+  weigh_row(s, visible, width, scale, memory.m[row], sums, p);
+}
+
+/// C [rows][N] (+)= A [rows][k] B [k, N] of N / kPanelCols whole panels.
+template <class Act>
+inline void multiply_panels(const Act* a, int64_t a_stride, const Act* b, int64_t k, int64_t n,
+                            int64_t rows, float* c, int64_t c_stride, bool accumulate) {
+  for (int64_t col = 0; col < n; col += kPanelCols, c += kPanelCols, b += k * kPanelCols) {
+    for (int64_t row = 0; !accumulate && row < rows; ++row) {
+      store(c + row * c_stride, Vec{});
+      store(c + row * c_stride + kLanes, Vec{});
+    }
+    multiply_slab(a, a_stride, rows, b, k, c, c_stride);
+  }
+}
+
+/// One strip of rows against one step of keys.
+template <class Act>
+inline void attend_strip(const AttentionTask& task, const AttentionMemory<Act>& memory,
+                         int64_t first_row, int64_t rows, int64_t first_key, bool first_of_span,
+                         const StepTiles<Act>& tiles) {
+  const auto position = [&](int64_t row) { return task.first_position + row / task.group; };
+  const int64_t last_position = position(first_row + rows - 1);
+  const int64_t num_tiles =
+      std::min(kStepKeys, round_up(last_position + 1 - first_key, kKeyTile)) / kKeyTile;
+  const int64_t width = num_tiles * kKeyTile;
+
+  const Act* q = memory.q + first_row * memory.inner;
+  for (int64_t tile = 0; tile < num_tiles; ++tile) {
+    multiply_panels(q, memory.inner, tiles.k[tile], memory.inner, kKeyTile, rows,
+                    memory.s + tile * kKeyTile, kStepKeys, false);
+  }
+
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t row = first_row + r;
+    const float* s = memory.s + r * kStepKeys;
+    Act* p = memory.p + r * kStepKeys;
+    const int64_t visible = std::clamp<int64_t>(position(row) + 1 - first_key, 0, width);
+    if (first_of_span) {
+      // The step's largest score is the reference for the whole span, unless rescale_row must step
+      // in: weights of 2^60 are as exact as weights of 1, so no later maximum is looked for.
+      memory.m[row] = visible > 0 ? row_max(s, visible) * task.scale_log2 : 0.0f;
+    }
+    if (!weigh_row(s, visible, width, task.scale_log2, memory.m[row], memory.sums + row * kSumLanes,
+                   p)) {
+      rescale_row(memory, row, s, visible, width, task.scale_log2, p);
+    }
+  }
+
+  float* o = memory.o + first_row * memory.cols;
+  for (int64_t tile = 0; tile < num_tiles; ++tile) {
+    multiply_panels(memory.p + tile * kKeyTile, kStepKeys, tiles.v[tile], kKeyTile, memory.cols,
+                    rows, o, memory.cols, !(first_of_span && tile == 0));
+  }
+}
+
+/// o, l and m of every row over one span, the keys up to end_key.
+template <class Act>
+inline void attend_span(const AttentionTask& task, const AttentionMemory<Act>& memory,
+                        int64_t first_key, int64_t end_key) {
+  const int64_t rows = task.rows();
+  std::fill(memory.sums, memory.sums + rows * kSumLanes, 0.0f);
+  for (int64_t key = first_key; key < end_key; key += kStepKeys) {
+    const StepTiles<Act> tiles = step_tiles<Act>(task, key, end_key);
+    for (int64_t row = 0; row < rows; row += kStripRows) {
+      const int64_t count = std::min(kStripRows, rows - row);
+      const int64_t last_position = task.first_position + (row + count - 1) / task.group;
+      if (key > last_position) continue;
+      attend_strip(task, memory, row, count, key, key == first_key, tiles);
+    }
+  }
+  for (int64_t row = 0; row < rows; ++row)
+    memory.l[row] = sum_lanes(load(memory.sums + row * kSumLanes));
+}
+
+/// Adds a span's result of one row to that of the spans before it. One place, so that rows merged
+/// in their unit and rows merged from partial results agree bit for bit.
+[[gnu::noinline]] inline void merge_row(const float* o, float l, float m, int64_t cols, bool first,
+                                        float* total_o, float* total_l, float* total_m) {
+  if (first) {
+    std::copy(o, o + cols, total_o);
+    *total_l = l;
+    *total_m = m;
+    return;
+  }
+  if (l == 0.0f) return;
+  const float reference = std::max(*total_m, m);
+  const float kept = exp2_of(*total_m - reference);
+  const float added = exp2_of(m - reference);
+  for (int64_t c = 0; c < cols; ++c) total_o[c] = total_o[c] * kept + o[c] * added;
+  *total_l = *total_l * kept + l * added;
+  *total_m = reference;
+}
+
+template <class Act>
+[[gnu::noinline]] inline void finish_row(const float* total_o, float total_l, int64_t head_dim,
+                                         Act* out) {
+  const float factor = 1.0f / total_l;
+  for (int64_t c = 0; c < head_dim; ++c) store_act(total_o[c] * factor, out + c);
+}
+
+template <class Act>
+inline void attend(const AttentionTask& task) {
+  const AttentionMemory<Act> memory(task.scratch, task.group, task.head_dim);
+  const int64_t rows = task.rows();
+  pack_queries(task, memory);
+  const int64_t end_key = task.first_position + task.num_tokens;
+  for (int64_t span = task.first_span; span < task.end_span; ++span) {
+    const int64_t first_key = span * kSpanKeys;
+    attend_span(task, memory, first_key, std::min(end_key, first_key + kSpanKeys));
+    if (task.partial != nullptr) {
+      const int64_t floats = rows * memory.cols;
+      std::copy(memory.o, memory.o + floats, task.partial);
+      std::copy(memory.m, memory.m + rows, task.partial + floats);
+      std::copy(memory.l, memory.l + rows, task.partial + floats + rows);
+      return;
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+      merge_row(memory.o + row * memory.cols, memory.l[row], memory.m[row], memory.cols,
+                span == task.first_span, memory.total_o + row * memory.cols, memory.total_l + row,
+                memory.total_m + row);
+    }
+  }
+  auto* out = static_cast<Act*>(task.out);
+  for (int64_t row = 0; row < rows; ++row) {
+    finish_row(memory.total_o + row * memory.cols, memory.total_l[row], task.head_dim,
+               out + row / task.group * task.out_stride + row % task.group * task.head_dim);
+  }
+}
+
+template <class Act>
+inline void merge_spans(const MergeTask& task) {
+  const AttentionMemory<Act> memory(task.scratch, task.group, task.head_dim);
+  const int64_t cols = memory.cols;
+  const int64_t stride = partial_floats(task.group, task.head_dim);
+  auto* out = static_cast<Act*>(task.out);
+  for (int64_t row = 0; row < task.group; ++row) {
+    for (int64_t span = 0; span < task.num_spans; ++span) {
+      const float* partial = task.partials + span * stride;
+      const float* m = partial + task.group * cols;
+      const float* l = m + task.group;
+      merge_row(partial + row * cols, l[row], m[row], cols, span == 0, memory.total_o,
+                memory.total_l, memory.total_m);
+    }
+    finish_row(memory.total_o, *memory.total_l, task.head_dim, out + row * task.head_dim);
+  }
+}

@@ -1,0 +1,102 @@
+// Included once per instruction set, after rows.h; see kernels.inc.
+
+/// x rotated by the angles: pair (i, i + half) by cos[i], sin[i]. One place, so that every path
+/// rounds alike.
+[[gnu::noinline]] inline void rotate_head(const float* __restrict x, const float* __restrict cos,
+                                          const float* __restrict sin, int64_t half,
+                                          float* __restrict out) {
+  for (int64_t i = 0; i < half; ++i) {
+    out[i] = x[i] * cos[i] - x[half + i] * sin[i];
+    out[half + i] = x[half + i] * cos[i] + x[i] * sin[i];
+  }
+}
+
+/// Index within the tile of keys of element d of key n.
+template <class Act>
+inline int64_t key_index(int64_t d, int64_t n, int64_t head_dim) {
+  return n / kPanelCols * padded_k<Act>(head_dim) * kPanelCols + index_in_panel<Act>(d, n);
+}
+
+/// Index within the tile of values of element d of key n.
+template <class Act>
+inline int64_t value_index(int64_t n, int64_t d) {
+  return d / kPanelCols * padded_k<Act>(kKeyTile) * kPanelCols + index_in_panel<Act>(n, d);
+}
+
+/// Two bfloat16 in a word, the first lowest.
+inline uint32_t pair_bits(float low, float high) {
+  bf16_t bits[2];
+  store_act(low, bits);
+  store_act(high, bits + 1);
+  return bits[0] | static_cast<uint32_t>(bits[1]) << 16;
+}
+
+/// Rotated keys [count][head_dim] into columns first_key on.
+inline void append_keys(const RotateTask& task, const float* keys, float* tile) {
+  for (int64_t t = 0; t < task.count; ++t) {
+    const int64_t n = task.first_key + t;
+    for (int64_t d = 0; d < task.head_dim; ++d) {
+      tile[key_index<float>(d, n, task.head_dim)] = keys[t * task.head_dim + d];
+    }
+  }
+}
+inline void append_keys(const RotateTask& task, const float* keys, bf16_t* tile) {
+  auto* pairs = reinterpret_cast<uint32_t*>(tile);
+  for (int64_t d = 0; d < task.head_dim; d += 2) {
+    for (int64_t t = 0; t < task.count; ++t) {
+      const float* key = keys + t * task.head_dim + d;
+      const int64_t n = task.first_key + t;
+      pairs[key_index<bf16_t>(d, n, task.head_dim) / 2] = pair_bits(key[0], key[1]);
+    }
+  }
+}
+
+/// Values into rows first_key on. In bfloat16 two keys share a word: both are written at once where
+/// both are at hand.
+inline void append_values(const RotateTask& task, float* tile) {
+  for (int64_t t = 0; t < task.count; ++t) {
+    const float* value = task.v + t * task.stride;
+    for (int64_t d = 0; d < task.head_dim; ++d) {
+      tile[value_index<float>(task.first_key + t, d)] = value[d];
+    }
+  }
+}
+inline void append_values(const RotateTask& task, bf16_t* tile) {
+  auto* pairs = reinterpret_cast<uint32_t*>(tile);
+  for (int64_t t = 0; t < task.count;) {
+    const int64_t n = task.first_key + t;
+    const float* value = task.v + t * task.stride;
+    if (n % 2 == 0 && t + 1 < task.count) {
+      const float* next = value + task.stride;
+      for (int64_t d = 0; d < task.head_dim; ++d) {
+        pairs[value_index<bf16_t>(n, d) / 2] = pair_bits(value[d], next[d]);
+      }
+      t += 2;
+    } else {
+      for (int64_t d = 0; d < task.head_dim; ++d)
+        store_act(value[d], tile + value_index<bf16_t>(n, d));
+      t += 1;
+    }
+  }
+}
+
+template <class Act>
+inline void rotate_append(const RotateTask& task) {
+  const int64_t half = task.head_dim / 2;
+  for (int64_t t = 0; t < task.count; ++t) {
+    const float* cos = task.cos + t * half;
+    const float* sin = task.sin + t * half;
+    Act* q_out = static_cast<Act*>(task.q_out) + t * task.q_stride;
+    for (int64_t g = 0; g < task.group; ++g, q_out += task.head_dim) {
+      rotate_head(task.q + t * task.stride + g * task.head_dim, cos, sin, half, task.scratch);
+      for (int64_t d = 0; d < task.head_dim; ++d) store_act(task.scratch[d], q_out + d);
+    }
+  }
+  for (int64_t t = 0; t < task.count; ++t) {
+    rotate_head(task.k + t * task.stride, task.cos + t * half, task.sin + t * half, half,
+                task.scratch + t * task.head_dim);
+  }
+  append_keys(task, task.scratch, static_cast<Act*>(task.k_tile));
+  if (task.first_key == 0) std::memset(task.v_tile, 0, static_cast<size_t>(task.v_tile_bytes));
+  append_values(task, static_cast<Act*>(task.v_tile));
+}

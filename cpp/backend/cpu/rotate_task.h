@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstdint>
+
+namespace longspan::cpu {
+
+/// Tokens of one sequence within one key tile, under one KV head: rotate q and k, append k and v.
+/// Rows of q, k and v are `stride` floats apart; q holds the group's heads one after another.
+struct RotateTask {
+  int64_t count = 0;      ///< tokens
+  int64_t first_key = 0;  ///< key within the tile of the first token
+  int64_t group = 0;
+  int64_t head_dim = 0;
+  const float* cos = nullptr;  ///< [count][head_dim / 2]
+  const float* sin = nullptr;  ///< [count][head_dim / 2]
+  const float* q = nullptr;    ///< [count][group * head_dim]
+  const float* k = nullptr;    ///< [count][head_dim]
+  const float* v = nullptr;    ///< [count][head_dim]
+  int64_t stride = 0;
+  void* q_out = nullptr;  ///< act [count][group * head_dim], tokens q_stride elements apart
+  int64_t q_stride = 0;
+  void* k_tile = nullptr;  ///< see KvTiles
+  void* v_tile = nullptr;
+  int64_t v_tile_bytes = 0;
+  float* scratch = nullptr;  ///< [kKeyTile][head_dim]
+};
+
+}  // namespace longspan::cpu

@@ -1,0 +1,138 @@
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "backend/attention_harness.h"
+
+namespace longspan::cpu {
+namespace {
+
+struct Case {
+  const InstructionSet* set;
+  DType dtype;
+  const Kernels& kernels() const { return dtype == DType::kF32 ? set->f32 : set->bf16; }
+  /// Values are below 8: float32 rounds three times, bfloat16 once more, to half a unit of 2^-5.
+  double tolerance() const { return dtype == DType::kF32 ? 2e-6 : 0x1p-6 + 2e-6; }
+};
+
+void PrintTo(const Case& c, std::ostream* out) { *out << c.set->name << " " << name_of(c.dtype); }
+
+class RotateAppend : public testing::TestWithParam<Case> {
+ protected:
+  double element(const char* tile, int64_t index) const {
+    return GetParam().dtype == DType::kF32
+               ? reinterpret_cast<const float*>(tile)[index]
+               : reference::bf16_value(reinterpret_cast<const uint16_t*>(tile)[index]);
+  }
+  template <class T>
+  static int64_t packed(int64_t k, int64_t n, int64_t rows) {
+    return n / kPanelCols * padded_k<T>(rows) * kPanelCols + index_in_panel<T>(k, n);
+  }
+  /// Element (k, n) of a packed B with `rows` rows.
+  double packed_element(const char* tile, int64_t k, int64_t n, int64_t rows) const {
+    return element(tile, GetParam().dtype == DType::kF32 ? packed<float>(k, n, rows)
+                                                         : packed<bf16_t>(k, n, rows));
+  }
+};
+
+std::vector<Case> all_cases() {
+  std::vector<Case> cases;
+  for (const InstructionSet* set : available_instruction_sets()) {
+    for (const DType dtype : {DType::kBF16, DType::kF32}) cases.push_back({set, dtype});
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(Cpu, RotateAppend, testing::ValuesIn(all_cases()), [](const auto& info) {
+  std::string name =
+      std::string(info.param.set->name) + "_" + std::string(name_of(info.param.dtype));
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+});
+
+TEST_P(RotateAppend, WritesEveryKeyAndValueWhereTheTilesHaveThem) {
+  for (const int64_t head_dim : {2, 8, 20, 64, 80, 128}) {
+    for (const int64_t block_len : {64, 128, 256}) {
+      SCOPED_TRACE(testing::Message() << "head_dim " << head_dim << ", blocks of " << block_len);
+      const AttentionShape shape{4, 2, head_dim};
+      AttentionHarness harness(GetParam().kernels(), GetParam().dtype, shape, block_len, 2, 100,
+                               300);
+      harness.poison();
+      const int64_t length = 150;
+      const int64_t seq = harness.add_sequence(length, 10000.0, 1.0, 1);
+      const TestSequence& sequence = harness.sequence(seq);
+      const int64_t chunks[] = {1, 2, 60, 1, 1, 64, 21};
+      int64_t first = 0;
+      for (const int64_t count : chunks) {
+        harness.step({{seq, first, count}}, false);
+        first += count;
+      }
+      ASSERT_EQ(first, length);
+
+      std::vector<int64_t> positions(static_cast<size_t>(length));
+      std::iota(positions.begin(), positions.end(), 0);
+      const reference::Matrix rotated =
+          reference::rotate(sequence.qkv, positions, sequence.profile->inv_freq);
+      const KvCache& cache = harness.cache();
+      const KvTiles tiles(cache.shape, GetParam().dtype);
+      const int64_t k_col = harness.q_cols();
+      const int64_t v_col = k_col + harness.kv_cols();
+      double worst = 0;
+      double worst_v = 0;
+      for (int64_t p = 0; p < length; ++p) {
+        for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
+          const int32_t* table = sequence.block_table.data();
+          const char* pool = cache.pool.as<char>();
+          const char* k = pool + tiles.k_offset(table, p / 64, AttentionHarness::kLayer, head);
+          const char* v = pool + tiles.v_offset(table, p / 64, AttentionHarness::kLayer, head);
+          for (int64_t d = 0; d < head_dim; ++d) {
+            const int64_t col = head * head_dim + d;
+            const double key = packed_element(k, d, p % 64, head_dim);
+            const double value = packed_element(v, p % 64, d, 64);
+            const reference::Matrix& qkv = sequence.qkv;
+            worst = std::max(worst, std::abs(key - rotated.at(p, k_col + col)));
+            reference::Matrix exact(1, 1);
+            exact.at(0, 0) = qkv.at(p, v_col + col);
+            worst_v = std::max(worst_v, std::abs(value - harness.rounded(exact).at(0, 0)));
+            ASSERT_TRUE(std::isfinite(key) && std::isfinite(value));
+          }
+        }
+      }
+      EXPECT_LE(worst, GetParam().tolerance());
+      EXPECT_EQ(worst_v, 0);
+
+      // Keys of the last tile not yet appended have values of zero.
+      const char* last =
+          cache.pool.as<char>() + tiles.v_offset(sequence.block_table.data(), (length - 1) / 64,
+                                                 AttentionHarness::kLayer, 1);
+      for (int64_t n = length % 64; n < 64; ++n) {
+        for (int64_t d = 0; d < head_dim; ++d) ASSERT_EQ(packed_element(last, n, d, 64), 0);
+      }
+    }
+  }
+}
+
+TEST_P(RotateAppend, RotatesQueriesByAnglesInDoublePrecisionFarOut) {
+  const AttentionShape shape{6, 2, 64};
+  AttentionHarness harness(GetParam().kernels(), GetParam().dtype, shape, 256, 2, 100, 1'100'000,
+                           1);
+  const int64_t length = 100;
+  const int64_t start = 1'048'576 - 17;
+  const int64_t seq = harness.add_far_sequence(start, length, 5e7, 1);
+  harness.step({{seq, start, length}}, false);
+  const TestSequence& sequence = harness.sequence(seq);
+  std::vector<int64_t> positions(static_cast<size_t>(length));
+  std::iota(positions.begin(), positions.end(), start);
+  const reference::Matrix rotated =
+      reference::rotate(sequence.qkv, positions, sequence.profile->inv_freq);
+  double worst = 0;
+  for (int64_t t = 0; t < length; ++t) {
+    for (int64_t c = 0; c < harness.q_cols(); ++c) {
+      worst = std::max(worst, std::abs(harness.last_q().at(t, c) - rotated.at(t, c)));
+    }
+  }
+  EXPECT_LE(worst, GetParam().tolerance());
+}
+
+}  // namespace
+}  // namespace longspan::cpu

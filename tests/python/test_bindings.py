@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 from longspan import _core
-from longspan._core import Engine, EngineConfig, GenerationConfig, InvalidArgument, RopeProfile
+from longspan._core import (
+    Engine,
+    EngineConfig,
+    GenerationConfig,
+    InvalidArgument,
+    RequestHandle,
+    RopeProfile,
+)
 
 IDS = [5, 17, 250, 99, 3, 42]
 
@@ -107,52 +114,43 @@ def test_handle_outlives_engine(tiny_llama: Callable[..., Path]) -> None:
         cut.wait()
 
 
-def test_waiting_frees_the_interpreter(engine: Engine) -> None:
-    """A thread that waits a quarter of a second for a request that does not end leaves others
-    running."""
-    handle = engine.generate(IDS, GenerationConfig(max_new_tokens=240, ignore_eos=True))
-    other = threading.Thread(target=handle.wait)
-    counted = 0
-    other.start()
-    while other.is_alive():
-        counted += 1
-        time.sleep(0)
-    assert counted > 10
+@pytest.fixture
+def endless(tiny_llama: Callable[..., Path]) -> Iterator[RequestHandle]:
+    """A request that runs for many seconds unless it is cancelled."""
+    with Engine.load(str(tiny_llama(max_position_embeddings=1 << 20))) as engine:
+        yield engine.generate(IDS, GenerationConfig(max_new_tokens=None, ignore_eos=True))
 
 
-def test_wait_for_times_out(engine: Engine) -> None:
-    handle = engine.generate(IDS, GenerationConfig(max_new_tokens=None, ignore_eos=True))
-    assert handle.wait_for(0.0) in (True, False)
+def test_waiting_frees_the_interpreter(endless: RequestHandle) -> None:
+    """While one thread waits for a request another can cancel it."""
+    reasons: list[str] = []
+    waiter = threading.Thread(target=lambda: reasons.append(endless.wait().finish_reason))
+    waiter.start()
+    time.sleep(0.05)
+    endless.cancel()
+    waiter.join()
+    assert reasons == ["cancelled"]
+
+
+def test_wait_for_times_out(endless: RequestHandle) -> None:
+    start = time.monotonic()
+    assert not endless.wait_for(0.25)
+    assert time.monotonic() - start >= 0.25
+    assert not endless.wait_for(-1.0)
     with pytest.raises(InvalidArgument, match="nan"):
-        handle.wait_for(float("nan"))
-    assert handle.wait_for(30.0)
-    assert handle.wait_for(-1.0)
+        endless.wait_for(float("nan"))
+    endless.cancel()
+    assert endless.wait_for(float("inf"))
 
 
-def test_ctrl_c_interrupts_wait(engine: Engine) -> None:
-    """Several engine-filling requests, so that the wait is long; the signal ends it."""
-    slow = GenerationConfig(max_new_tokens=None, ignore_eos=True)
-    handles = [engine.generate(IDS, slow) for _ in range(64)]
-
-    class Interrupted(Exception):
-        pass
-
-    def interrupt(*_: object) -> None:
-        raise Interrupted
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.02)
-        with pytest.raises(Interrupted):
-            while True:
-                for handle in handles:
-                    handle.wait()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        for handle in handles:
-            handle.cancel()
-    assert engine.generate(IDS, GenerationConfig(max_new_tokens=1)).wait().finish_reason == "length"
+@pytest.mark.parametrize("wait", [RequestHandle.wait, lambda handle: handle.wait_for(1e9)])
+def test_ctrl_c_interrupts_waiting(endless: RequestHandle, wait: Callable[..., Any]) -> None:
+    main = threading.get_ident()
+    timer = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        wait(endless)
+    timer.join()
 
 
 def test_load_progress(tiny_llama: Callable[..., Path]) -> None:

@@ -239,6 +239,8 @@ class Pipeline:
             out = handle.wait()
         except NumericalError as error:  # of this prompt alone: the others keep their answers
             return Response("", 0, prompt_tokens, "error", index=index, error_message=str(error))
+        # The engine takes max_new_tokens=None for the room there is, and so as reached.
+        filled = out.finish_reason == "length" and config.max_new_tokens is None
         return Response(
             text=self.tokenizer.decode(out.token_ids, config.skip_special_tokens),
             generate_token_len=len(out.token_ids),
@@ -246,7 +248,7 @@ class Pipeline:
             finish_reason=_FINISH_REASONS[out.finish_reason],
             token_ids=out.token_ids,
             index=index,
-            context_full=out.finish_reason == "context_full",
+            context_full=filled or out.finish_reason == "context_full",
             beyond_native=_beyond_native(out, out.input_token_len + len(out.token_ids)),
             seed=out.seed,
             rope_profile=out.rope_profile,

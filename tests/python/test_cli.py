@@ -145,6 +145,13 @@ def test_errors_are_one_line(tiny_llama: TinyLlama, arguments: list[Any], messag
     assert result.stdout == ""
 
 
+def test_a_bad_option_is_told_before_any_work(tiny_llama: TinyLlama, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    options = ["--length", 700, "--rope-scaling-factor", 0.5, "--json", out]
+    assert call("eval", "passkey", tiny_llama(), *options).exit_code == 1
+    assert not out.exists()
+
+
 def test_wrong_usage() -> None:
     assert call("eval", "passkey").exit_code == 2
     assert call("nonsense").exit_code == 2

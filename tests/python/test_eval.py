@@ -18,6 +18,8 @@ from longspan.eval.record import Record, sha256_of_ids
 from longspan.response import Timings
 from longspan.tokenizer import Tokenizer
 
+TinyLlama = Callable[..., Path]
+
 CONFIG = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 512}
 
 
@@ -63,7 +65,7 @@ class FakePipe:
 
 
 @pytest.fixture(params=["bytes", "smollm2"])
-def tokenizer(request: Any, tiny_llama: Callable[..., Path]) -> Iterator[Tokenizer]:
+def tokenizer(request: Any, tiny_llama: TinyLlama) -> Iterator[Tokenizer]:
     if request.param == "bytes":
         yield Tokenizer.from_dir(tiny_llama())
     else:
@@ -92,6 +94,16 @@ def test_a_prompt_fills_its_length_to_the_last_filler(
     fillers = [passkey.FILLER]
     expected = [passkey.TASK, *fillers * before, passkey.information(4711), *fillers * after]
     assert words == " ".join([*expected, passkey.QUESTION])
+
+
+def test_no_length_is_passed_and_none_wasted(tiny_llama: TinyLlama) -> None:
+    tokenizer = Tokenizer.from_dir(tiny_llama())
+    filler = len(tokenizer.encode(" " + passkey.FILLER))
+    spare = {
+        length - len(passkey.build_prompt(tokenizer, length, 4711, 0.5).ids)
+        for length in range(1000, 1000 + filler)
+    }
+    assert spare == set(range(passkey.ANSWER_TOKENS, passkey.ANSWER_TOKENS + filler))
 
 
 def test_the_sentences_are_the_benchmarks() -> None:
@@ -245,6 +257,8 @@ def test_an_interruption_keeps_the_results(tmp_path: Path) -> None:
 def test_a_record_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"out\.json: expected to write it"):
         Record("passkey", str(tmp_path / "none" / "out.json"), model="m")
+    with pytest.raises(InvalidArgument, match="expected a file, got a directory"):
+        Record("passkey", str(tmp_path), model="m")
 
 
 def test_a_record_goes_to_standard_output_once(capsys: pytest.CaptureFixture[str]) -> None:

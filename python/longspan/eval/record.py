@@ -91,6 +91,8 @@ class Record:
         self._begin = time.perf_counter()
         self._destination = destination
         path = None if destination in (None, "-") else Path(destination).resolve()
+        if path and path.is_dir():
+            raise InvalidArgument(f"{path}: expected a file, got a directory")
         self._file = path if path and (path.is_file() or not path.exists()) else None
         self.save()
 

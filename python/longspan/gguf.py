@@ -2,7 +2,7 @@
 
 Weights are widened to what holds them exactly (quantised ones to float32) and put into the order
 and under the names of Hugging Face's Llama; config, tokenizer and chat template come from the
-metadata. One tensor at a time is in memory.
+metadata. A few rows at a time are in memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from longspan.gguf_tokenizer import write_tokenizer
 
 # Part of the cache's key: raise it when the files written change.
 _FORMAT = 1
+
+# Bytes written at a time.
+_BLOCK = 32 << 20
 
 #: Called while weights are written: bytes so far, bytes in all.
 Progress = Callable[[int, int], None]
@@ -96,19 +99,33 @@ class _Tensor:
     def nbytes(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64)) * (4 if self.dtype == "F32" else 2)
 
-    def values(self) -> npt.NDArray[Any]:
+    def blocks(self) -> Iterator[npt.NDArray[Any]]:
+        """The values, a few rows at a time. Throws Unsupported for a type that gguf-py cannot
+        dequantise."""
+        unit = self.shape[0] // self.heads if self.heads else 1
+        row_bytes = self.nbytes // self.shape[0]
+        rows = self.shape[0] if len(self.shape) == 1 else max(_BLOCK // row_bytes // unit, 1) * unit
+        for begin in range(0, self.shape[0], rows):
+            block = self._widened(self.source.data[begin : begin + rows])
+            if self.heads:
+                # llama.cpp pairs rows (2i, 2i+1) of a head, Hugging Face (i, i + head_dim/2).
+                heads = block.reshape(-1, unit // 2, 2, *self.shape[1:])
+                block = heads.swapaxes(1, 2).reshape(block.shape)
+            yield np.ascontiguousarray(block)
+
+    def _widened(self, data: npt.NDArray[Any]) -> npt.NDArray[Any]:
         kind = self.source.tensor_type
-        data = self.source.data
         if kind == reader.GGMLQuantizationType.BF16:
-            data = data.view(np.uint16)
-        elif kind not in (reader.GGMLQuantizationType.F16, reader.GGMLQuantizationType.F32):
-            data = reader.dequantize(data, kind)
-        data = data.reshape(self.shape)
-        if self.heads:
-            # llama.cpp pairs rows (2i, 2i+1) of a head, Hugging Face (i, i + head_dim/2).
-            split = data.reshape(self.heads, self.shape[0] // self.heads // 2, 2, *self.shape[1:])
-            data = split.swapaxes(1, 2).reshape(self.shape)
-        return np.ascontiguousarray(data)
+            return data.view(np.uint16)
+        if kind in (reader.GGMLQuantizationType.F16, reader.GGMLQuantizationType.F32):
+            return data
+        try:
+            return reader.dequantize(data, kind)
+        except (ValueError, NotImplementedError) as error:
+            raise Unsupported(
+                f"{self.source.name}: expected a type that gguf-py can dequantise, "
+                f"got {kind.name}: {error}"
+            ) from error
 
 
 def cached_model_dir(path: str | Path, progress: Progress | None = None) -> Path:
@@ -249,6 +266,8 @@ def _plan(path: Path, tensor: reader.ReaderTensor, config: dict[str, Any]) -> _T
     if name is None:
         raise Unsupported(f"{path}: expected the tensors of a Llama, got {tensor.name}")
     shape = tuple(int(n) for n in reversed(tensor.shape))
+    if not shape or 0 in shape:
+        raise CheckpointError(f"{path}: {tensor.name}: expected at least 1 value, got {shape}")
     if heads and shape[0] % (2 * heads):
         raise CheckpointError(
             f"{path}: {tensor.name}: expected rows in multiples of {2 * heads}, got {shape[0]}"
@@ -287,17 +306,11 @@ def _write_safetensors(path: Path, tensors: list[_Tensor], progress: Progress | 
         file.write(struct.pack("<Q", len(text)) + text)
         done = 0
         for tensor in tensors:
-            try:
-                values = tensor.values()
-            except (ValueError, NotImplementedError) as error:
-                kind = tensor.source.tensor_type.name
-                raise Unsupported(
-                    f"{tensor.source.name}: cannot dequantise {kind}: {error}"
-                ) from error
-            file.write(values.data)
-            done += tensor.nbytes
-            if progress is not None:
-                progress(done, end)
+            for block in tensor.blocks():
+                file.write(block.data)
+                done += block.nbytes
+                if progress is not None:
+                    progress(done, end)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

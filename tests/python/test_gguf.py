@@ -101,7 +101,11 @@ def write_gguf(path: Path, **changes: object) -> Path:
     return path
 
 
-def test_half_precision_stays_as_it_is_and_rows_are_reordered(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [1, 1 << 20])  # bytes written at a time
+def test_half_precision_stays_as_it_is_and_rows_are_reordered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr("longspan.gguf._BLOCK", block)
     source = write_gguf(tmp_path / "m.gguf", dtype=np.float16)
     convert(source, tmp_path / "out")
     weights = load_file(tmp_path / "out" / "model.safetensors")
@@ -156,6 +160,7 @@ def test_what_is_not_supported_is_named(tmp_path: Path, changes: dict, expected:
         ({"merges": ["a b c"]}, "merges"),
         ({"heads": 0}, r"head_count: expected a count in \[1, 2\^31\), got 0"),
         ({"tensors": {"blk.0.attn_q": (6, 8)}}, "multiples of 4, got 6"),
+        ({"tensors": {"blk.0.attn_v": (0, 8)}}, "attn_v.weight: expected at least 1 value"),
     ],
 )
 def test_what_is_malformed_is_named(tmp_path: Path, changes: dict, expected: str) -> None:

@@ -146,6 +146,7 @@ class Demo:
         span = max([n for n in self._lengths if n <= len(ids)], default=0)
         settings = {
             "lengths": self._lengths,
+            "rope_scaling_factor": self._factor,
             "rounds": self._rounds,
             "seed": self._seed,
             "rule": passkey.RULE,
@@ -172,6 +173,10 @@ class Demo:
                 self._leave(record, span)
 
     def _measure(self, model_dir: Path, factor: float, ids: Sequence[int], record: Record) -> None:
+        # Dynamic NTK leaves the trained length alone, bit for bit.
+        lengths = [n for n in self._lengths if not factor or n > self._native]
+        if not lengths:
+            return
         config = EngineConfig(
             session_len=self._lengths[-1], max_batch_size=1, rope_scaling_factor=factor
         )
@@ -180,9 +185,7 @@ class Demo:
                 record.describe(pipe.engine)
                 self._native = pipe.engine.model.native_length
                 self._introduce(pipe)
-            for length in self._lengths:
-                if factor and length <= self._native:
-                    continue  # dynamic NTK leaves the trained length alone, bit for bit
+            for length in lengths:
                 cell = Cell(length, factor)
                 self._cells.append(cell)
                 record.add(cell)
@@ -235,7 +238,7 @@ class Demo:
         self._say(
             f"{self._model.name}: {info.architecture}, {info.num_parameters / 1e6:,.0f}M "
             f"parameters, trained for {info.native_length:,} tokens; {info.dtype} on "
-            f"{info.backend}, {pipe.engine.config.num_threads} threads\n"
+            f"{info.backend}\n"
         )
 
     def _say(self, line: str) -> None:

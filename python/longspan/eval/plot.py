@@ -44,7 +44,7 @@ def draw(
     figure.text(0.06, 0.015, note, size=8, color=_FAINT)
 
     lengths = sorted({point.length for points in series.values() for point in points})
-    for axes, title in ((passkeys, "Passkeys found"), (perplexities, "Perplexity of prose")):
+    for axes, title in ((passkeys, "Passkeys found"), (perplexities, "Perplexity of natural text")):
         _frame(axes, title, lengths, native_length)
     for (label, points), colour in zip(series.items(), _COLOURS, strict=False):
         style = {

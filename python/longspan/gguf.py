@@ -195,7 +195,8 @@ def _open(path: Path) -> reader.GGUFReader:
         raise Unsupported(f"{path}: expected a little-endian GGUF file")
     size = path.stat().st_size
     for tensor in file.tensors:
-        if tensor.data_offset + tensor.n_bytes > size or tensor.data.nbytes != tensor.n_bytes:
+        # An offset near 2^64 wraps around to before the data.
+        if not file.data_offset <= tensor.data_offset <= size - tensor.n_bytes:
             raise CheckpointError(
                 f"{path}: {tensor.name}: expected {tensor.n_bytes} bytes at {tensor.data_offset}, "
                 f"got a file of {size}"

@@ -178,6 +178,18 @@ def test_truncated_anywhere_is_a_checkpoint_error(tmp_path: Path) -> None:
             convert(cut, tmp_path / "out")
 
 
+def test_an_offset_that_wraps_around_is_refused(tmp_path: Path) -> None:
+    source = write_gguf(tmp_path / "m.gguf")
+    data = bytearray(source.read_bytes())
+    name = b"token_embd.weight"
+    at = data.index(name) + len(name) + 4 + 2 * 8 + 4  # after its dimensions and type
+    assert data[at : at + 8] == bytes(8)
+    data[at : at + 8] = (2**64 - 128).to_bytes(8, "little")
+    source.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"token_embd\.weight: expected 128 bytes"):
+        convert(source, tmp_path / "out")
+
+
 def test_random_damage_is_typed(tmp_path: Path) -> None:
     """Whatever a flipped byte turns the header into: a conversion, or a typed error."""
     whole = bytearray(write_gguf(tmp_path / "m.gguf").read_bytes())

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from longspan import (
     ContextTooLong,
     EngineClosed,
@@ -115,6 +116,18 @@ def test_a_model_without_a_template_is_sent_the_text(tiny_llama: Callable[..., P
             pipe([{"role": "user", "content": PROMPT}])
     with pipeline(path, FAST, chat_template_config={"chat_template": "x"}) as pipe:
         assert pipe(PROMPT, GREEDY).input_token_len == 1
+
+
+def test_text_of_a_chat_template_is_not_framed_again(tiny_llama: Callable[..., Path]) -> None:
+    path = tiny_llama()
+    tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", 256)]
+    )
+    tokenizer.save(str(path / "tokenizer.json"))
+    with pipeline(path, FAST) as pipe:
+        assert pipe(PROMPT, GREEDY).input_token_len == len(PROMPT) + 3
+        assert pipe(PROMPT, GREEDY, do_preprocess=False).input_token_len == len(PROMPT) + 1
 
 
 def test_a_config_for_each_prompt(pipe: Pipeline) -> None:

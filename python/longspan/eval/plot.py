@@ -25,17 +25,22 @@ class Point:
     perplexity: float | None
 
 
-def draw(
-    path: Path, model: str, native_length: int, series: dict[str, Sequence[Point]], note: str
-) -> None:
-    """Writes a PNG. series: by legend, at most two, each ascending in length."""
+def figure_class() -> Any:
+    """matplotlib's Figure. Throws Unsupported when it is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise Unsupported(
             "plot: expected matplotlib, got none; install it with: pip install 'longspan[demo]'"
         ) from error
-    figure = Figure(figsize=(11, 4.8), dpi=160, facecolor="white")
+    return Figure
+
+
+def draw(
+    path: Path, model: str, native_length: int, series: dict[str, Sequence[Point]], note: str
+) -> None:
+    """Writes a PNG. series: by legend, at most two, each ascending in length."""
+    figure = figure_class()(figsize=(11, 4.8), dpi=160, facecolor="white")
     passkeys, perplexities = figure.subplots(1, 2)
     figure.subplots_adjust(left=0.06, right=0.98, bottom=0.17, top=0.76, wspace=0.14)
     figure.text(

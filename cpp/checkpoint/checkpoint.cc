@@ -47,14 +47,14 @@ bool is_plain_name(const std::string& name) {
 
 class SafetensorsCheckpoint final : public Checkpoint {
  public:
-  explicit SafetensorsCheckpoint(const fs::path& directory) {
-    if (fs::exists(directory / kSingle)) {
+  explicit SafetensorsCheckpoint(const std::string& directory) {
+    if (has_file(directory, kSingle)) {
       const SafetensorsFile& file = open_file(directory, kSingle);
       for (const auto& [name, entry] : file.tensors()) tensors_[name] = {&file, &entry};
-    } else if (fs::exists(directory / kIndex)) {
+    } else if (has_file(directory, kIndex)) {
       open_shards(directory);
     } else {
-      fail_without_weights(directory.string());
+      fail_without_weights(directory);
     }
   }
 

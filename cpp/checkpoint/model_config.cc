@@ -69,7 +69,7 @@ std::vector<int32_t> read_eos(const std::string& model_dir, const JsonObject& co
     return {ids.begin(), ids.end()};
   };
   const char* name = "generation_config.json";
-  if (std::filesystem::exists(std::filesystem::path(model_dir) / name)) {
+  if (has_file(model_dir, name)) {
     const Json json = read_json(model_dir, name);
     std::vector<int32_t> ids = ids_of(JsonObject(json, name));
     if (!ids.empty()) return ids;

@@ -9,11 +9,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-bool is_there(const fs::path& path) {
-  std::error_code ignored;  // what cannot be looked at is not there
-  return fs::exists(path, ignored);
-}
-
 /// The first file of the directory with the extension, or nothing.
 std::string file_with(const fs::path& directory, const char* extension) {
   std::error_code error;
@@ -27,11 +22,16 @@ constexpr const char* kExpected = "expected a directory with config.json and saf
 
 }  // namespace
 
+bool has_file(const std::string& model_dir, const std::string& name) {
+  std::error_code ignored;
+  return fs::exists(fs::path(model_dir) / name, ignored);
+}
+
 void require_model_dir(const std::string& path) {
   std::error_code error;
   require<CheckpointError>(fs::is_directory(path, error), path, ": ", kExpected, ", got ",
-                           is_there(path) ? "a file" : "nothing");
-  require<CheckpointError>(is_there(fs::path(path) / "config.json"), path, ": ", kExpected,
+                           fs::exists(path, error) ? "a file" : "nothing");
+  require<CheckpointError>(has_file(path, "config.json"), path, ": ", kExpected,
                            ", got one without config.json");
 }
 

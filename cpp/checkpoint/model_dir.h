@@ -4,6 +4,9 @@
 
 namespace longspan {
 
+/// Whether the directory has a file of that name; what cannot be looked at is not there.
+bool has_file(const std::string& model_dir, const std::string& name);
+
 /// Throws CheckpointError unless path is a directory that holds a config.json.
 void require_model_dir(const std::string& path);
 

@@ -76,10 +76,7 @@ class Cell:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of all prefills together."""
-        done = [(r.prompt_tokens, r.prefill_tokens_per_s) for r in self.rounds]
-        done += [(w.length, w.tokens_per_s) for w in self.windows]
-        return sum(n for n, _ in done) / sum(n / speed for n, speed in done) if done else math.nan
+        return prefill_speed([self])
 
     def point(self) -> plot.Point:
         found = self.found / len(self.rounds) if self.rounds else None
@@ -95,6 +92,13 @@ class Cell:
             "seconds": self.seconds,
             "tokens_per_s": self.tokens_per_s,
         }
+
+
+def prefill_speed(cells: Sequence[Cell]) -> float:
+    """Tokens per second of all their prefills together; NaN when there was none."""
+    done = [(r.prompt_tokens, r.prefill_tokens_per_s) for cell in cells for r in cell.rounds]
+    done += [(w.length, w.tokens_per_s) for cell in cells for w in cell.windows]
+    return sum(n for n, _ in done) / sum(n / speed for n, speed in done) if done else math.nan
 
 
 class Demo:
@@ -129,7 +133,7 @@ class Demo:
         self._native = 0
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
             TextColumn("{task.fields[speed]:,.0f}/s"),
             TimeRemainingColumn(),
@@ -195,7 +199,7 @@ class Demo:
                         self._say(self._line(cell))
 
     def _fill(self, cell: Cell, pipe: Pipeline, ids: Sequence[int], record: Record) -> None:
-        name = f"{cell.length:,} tokens, {self._name(cell.rope_scaling_factor)}"
+        name = _short_name(cell.rope_scaling_factor)
         windows = len(ids) // cell.length
         steps = (
             (cell.rounds, "passkey", self._rounds,
@@ -205,7 +209,7 @@ class Demo:
         )  # fmt: skip
         for results, what, count, measured in steps:
             for index in range(count):
-                self._bar.update(self._task, description=f"{name}: {what} {index + 1} of {count}")
+                self._bar.update(self._task, description=f"{name}, {what} {index + 1} of {count}")
                 results.append(next(measured))
                 record.save()
 
@@ -243,22 +247,19 @@ class Demo:
     def _say(self, line: str) -> None:
         self._console.print(line, soft_wrap=True)
 
-    def _name(self, factor: float) -> str:
-        return f"dynamic NTK x{factor:g}" if factor else "no scaling"
-
     def _line(self, cell: Cell) -> str:
         return (
-            f"{cell.length:>9,} tokens, {self._name(cell.rope_scaling_factor) + ':':<17} "
+            f"{cell.length:>9,} tokens, {_name(cell.rope_scaling_factor) + ':':<17} "
             f"passkey {_found(cell)}, perplexity {_perplexity(cell)}, "
             f"{cell.tokens_per_s:,.0f} tokens/s, {cell.seconds:.1f} s"
         )
 
     def _table(self) -> Table:
-        table = Table(box=box.SIMPLE_HEAD)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("context\ntokens", justify="right")
-        for name in ("no scaling", f"NTK x{self._factor:g}"):
-            table.add_column(f"{name}\npasskey", justify="right")
-            table.add_column(f"{name}\nperplexity", justify="right")
+        for factor in (0.0, self._factor):
+            for column in ("passkey", "perplexity"):
+                table.add_column(f"{_short_name(factor)}\n{column}", justify="right")
         table.add_column("prefill\ntokens/s", justify="right")
         table.add_column("\nseconds", justify="right")
         for length in self._lengths:
@@ -269,9 +270,9 @@ class Demo:
                     row += [_found(cells[factor]), _perplexity(cells[factor])]
                 else:
                     row += ["same", "same"] if factor and length <= self._native else ["", ""]
-            speeds = [f"{cell.tokens_per_s:,.0f}" for cell in cells.values() if cell.seconds]
-            seconds = sum(cell.seconds for cell in cells.values())
-            table.add_row(*row, " / ".join(speeds), f"{seconds:.1f}" if seconds else "")
+            if seconds := sum(cell.seconds for cell in cells.values()):
+                row += [f"{prefill_speed(list(cells.values())):,.0f}", f"{seconds:.1f}"]
+            table.add_row(*row)
         return table
 
     def _leave(self, record: Record, span: int) -> None:
@@ -279,7 +280,7 @@ class Demo:
         if not any(cell.rounds or cell.windows for cell in self._cells):
             return
         series = {
-            self._name(factor): [
+            _name(factor): [
                 cell.point() for cell in self._cells if cell.rope_scaling_factor == factor
             ]
             for factor in (0.0, self._factor)
@@ -300,10 +301,18 @@ class Demo:
         for cell in self._cells:
             if cell.length == self._lengths[-1]:
                 self._say(
-                    f"At {cell.length:,} tokens, {self._name(cell.rope_scaling_factor)}: "
+                    f"At {cell.length:,} tokens, {_name(cell.rope_scaling_factor)}: "
                     f"passkey {_found(cell)}, perplexity {_perplexity(cell)}"
                 )
         self._say(f"Wrote {self._plot} and {self._json}")
+
+
+def _name(factor: float) -> str:
+    return f"dynamic {_short_name(factor)}" if factor else _short_name(factor)
+
+
+def _short_name(factor: float) -> str:
+    return f"NTK x{factor:g}" if factor else "no scaling"
 
 
 def _found(cell: Cell) -> str:

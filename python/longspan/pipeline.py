@@ -76,7 +76,7 @@ class Pipeline:
         hf_overrides: dict[str, Any] | None = None,
         log_level: str = "WARNING",
     ) -> None:
-        _log.setLevel(log_level)
+        _log_at(log_level)
         config = _engine_config(backend_config, hf_overrides)
         native = config.native()
         model_dir = resolve_model(model)
@@ -266,6 +266,16 @@ class Pipeline:
             self._warned = True
             text = _BEYOND_NATIVE.format(length=length, native=profile.native_length)
             warnings.warn(text, stacklevel=4)
+
+
+def _log_at(level: str) -> None:
+    """Sets the level of the logger "longspan", which writes to stderr where nobody listens."""
+    try:
+        _log.setLevel(level)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"log_level: expected a level of logging, got {level!r}") from error
+    if not _log.hasHandlers():
+        _log.addHandler(logging.StreamHandler())
 
 
 def _engine_config(config: EngineConfig | None, overrides: dict[str, Any] | None) -> EngineConfig:

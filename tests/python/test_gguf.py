@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
-from longspan import CheckpointError, Unsupported
+from longspan import CheckpointError, EngineConfig, GenerationConfig, Unsupported, pipeline
 from longspan.gguf import cached_model_dir, convert
 from longspan.tokenizer import Tokenizer
 from probes import PROBES
@@ -229,6 +229,14 @@ def test_conversion_is_done_once_and_shared(
     assert len(calls) == 11  # tensors, each written once
     os.utime(source, ns=(1, 1))  # another file under the same name
     assert cached_model_dir(source) != found[0]
+
+
+def test_a_gguf_file_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = write_gguf(tmp_path / "m.gguf")
+    for _ in range(2):
+        with pipeline(source, EngineConfig(dtype="float32", cache_max_entry_count=8)) as pipe:
+            assert pipe("abba", GenerationConfig(max_new_tokens=3)).input_token_len == 4
 
 
 def test_an_interrupted_conversion_leaves_nothing_behind(

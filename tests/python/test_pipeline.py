@@ -333,6 +333,15 @@ def test_overrides_reach_the_model(model: Path) -> None:
         pipeline(model, both, hf_overrides=overrides)
 
 
+def test_the_log_level_is_heard(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for level, lines in (("WARNING", 0), ("INFO", 1)):
+        caplog.clear()
+        with pipeline(model, FAST, log_level=level):
+            assert len(caplog.records) == lines
+    with pytest.raises(InvalidArgument, match="log_level: expected a level of logging, got 'LOUD'"):
+        pipeline(model, FAST, log_level="LOUD")
+
+
 def test_closing_ends_it(model: Path) -> None:
     with pipeline(model, FAST) as pipe:
         pass

@@ -20,6 +20,7 @@ from rich.table import Table
 from longspan._core import InvalidArgument, Unsupported
 from longspan.config import EngineConfig
 from longspan.eval import passkey, perplexity, plot, text
+from longspan.eval.heartbeat import Heartbeat
 from longspan.eval.record import Record, sha256_of_text
 from longspan.model_path import resolve_model
 from longspan.pipeline import Pipeline, pipeline
@@ -129,6 +130,7 @@ class Demo:
         self._json = output_dir / "longspan-demo.json"
         self._command = command
         self._console = console or Console(highlight=False)
+        self._heartbeat = Heartbeat(self._say)
         self._cells: list[Cell] = []
         self._native = 0
         self._bar = Progress(
@@ -227,6 +229,9 @@ class Demo:
         return Group(self._table(), self._bar)
 
     def _progress(self, states: Sequence[_core.Progress]) -> None:
+        if not self._console.is_terminal:
+            self._heartbeat(states)
+            return
         state = states[0]
         self._bar.update(
             self._task,

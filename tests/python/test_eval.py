@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from longspan import EngineConfig, InvalidArgument, Response, RopeProfile, Unsupported
 from longspan.eval import passkey, perplexity, plot, text
+from longspan.eval.heartbeat import Heartbeat
 from longspan.eval.record import Record, sha256_of_ids
 from longspan.response import Timings
 from longspan.tokenizer import Tokenizer
@@ -200,6 +201,25 @@ def test_texts(tmp_path: Path) -> None:
         text.from_file(path)
     with pytest.raises(InvalidArgument, match=r"none\.txt"):
         text.from_file(tmp_path / "none.txt")
+
+
+def test_a_heartbeat_says_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, lines = [100.0], []
+    monkeypatch.setattr("longspan.eval.heartbeat.time.monotonic", lambda: clock[0])
+    beat = Heartbeat(lines.append)
+    state = SimpleNamespace(
+        prefill_done=12345, prefill_total=1_000_000, tokens_per_s=1234.6, eta_s=800.2
+    )
+    for clock[0] in (101.0, 109.9, 110.0, 111.0, 120.0):
+        beat([state])
+        state.eta_s = -1.0
+    assert lines == [
+        "12,345 of 1,000,000 tokens, 1,235 tokens/s",
+        "12,345 of 1,000,000 tokens, 1,235 tokens/s",
+    ]
+    state.eta_s, clock[0] = 800.2, 130.0
+    beat([state])
+    assert lines[2].endswith("tokens/s, 800 s left")
 
 
 def fake_engine() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,7 +68,7 @@ def passkey(
         found = 0
         with pipeline(model, EngineConfig(**options)) as pipe:
             record.describe(pipe.engine)
-            for result in evaluation.run(pipe, length, rounds, seed):
+            for result in evaluation.run(pipe, length, rounds, seed, _progress()):
                 record.add(result)
                 found += result.found
                 say(
@@ -131,7 +132,7 @@ def ppl(
         results = []
         with pipeline(model, EngineConfig(**options)) as pipe:
             record.describe(pipe.engine)
-            for result in perplexity.run(pipe, parts):
+            for result in perplexity.run(pipe, parts, _progress()):
                 record.add(result)
                 results.append(result)
                 say(
@@ -142,6 +143,15 @@ def ppl(
         total = perplexity.overall(results)
         record.finish({"perplexity": total, "num_tokens": sum(r.num_tokens for r in results)})
         say(f"perplexity {total:.3f} in contexts of {length:,} tokens of {source.source}")
+
+
+def _progress() -> Any:
+    """None, which is the pipeline's own bar, on a terminal; elsewhere a line now and then."""
+    from longspan.eval.heartbeat import Heartbeat
+
+    if sys.stderr.isatty():
+        return None
+    return Heartbeat(lambda line: typer.echo(line, err=True))
 
 
 def _printer(json: str | None) -> Any:

@@ -1,0 +1,32 @@
+"""Signs of life for those who see no progress bar: logs, pipes, CI."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from longspan._core import Progress
+
+#: Seconds between two lines.
+INTERVAL = 10.0
+
+
+class Heartbeat:
+    """A progress callback that says one line every INTERVAL seconds."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._said = time.monotonic()
+
+    def __call__(self, states: Sequence[Progress]) -> None:
+        if time.monotonic() - self._said < INTERVAL:
+            return
+        self._said = time.monotonic()
+        done = sum(state.prefill_done for state in states)
+        total = sum(state.prefill_total for state in states)
+        speed = max(state.tokens_per_s for state in states)
+        left = max(state.eta_s for state in states)
+        eta = f", {left:,.0f} s left" if left >= 0 else ""
+        self._say(f"{done:,} of {total:,} tokens, {speed:,.0f} tokens/s{eta}")

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "core/check.h"
 
@@ -79,8 +80,7 @@ RequestLengths resolve_lengths(const Request& request, const EngineConfig& confi
   int64_t wanted = 0;  // new tokens asked for
   if (request.kind == RequestKind::kGenerate) {
     check_generation(request.generation);
-    wanted =
-        request.generation.max_new_tokens.value_or(std::max<int64_t>(bound - lengths.prompt, 1));
+    wanted = request.generation.max_new_tokens.value_or(std::numeric_limits<int64_t>::max());
   } else if (request.kind == RequestKind::kLogits) {
     check_positions(request);
   }

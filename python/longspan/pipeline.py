@@ -115,7 +115,7 @@ class Pipeline:
         progress: called with the Progress of every prompt several times a second. Without it a
             bar appears on a terminal when the work takes more than two seconds.
 
-        Everything is checked before any of it runs. Throws InvalidArgument, Unsupported,
+        Options and ids are checked before any of it runs. Throws InvalidArgument, Unsupported,
         ContextTooLong, CapacityError or EngineClosed; whatever is thrown, KeyboardInterrupt
         included, the requests of this call are cancelled first and the pipeline stays usable.
         """
@@ -239,8 +239,6 @@ class Pipeline:
             out = handle.wait()
         except NumericalError as error:  # of this prompt alone: the others keep their answers
             return Response("", 0, prompt_tokens, "error", index=index, error_message=str(error))
-        # The engine takes max_new_tokens=None for the room there is, and so as reached.
-        filled = out.finish_reason == "length" and config.max_new_tokens is None
         return Response(
             text=self.tokenizer.decode(out.token_ids, config.skip_special_tokens),
             generate_token_len=len(out.token_ids),
@@ -248,7 +246,7 @@ class Pipeline:
             finish_reason=_FINISH_REASONS[out.finish_reason],
             token_ids=out.token_ids,
             index=index,
-            context_full=filled or out.finish_reason == "context_full",
+            context_full=out.finish_reason == "context_full",
             beyond_native=_beyond_native(out, out.input_token_len + len(out.token_ids)),
             seed=out.seed,
             rope_profile=out.rope_profile,

@@ -65,9 +65,13 @@ def draw(
         _line(perplexities, [(p.length, p.perplexity) for p in points], _perplexity, style)
     passkeys.set_ylim(0, 1)
     passkeys.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
-    perplexities.set_yscale("log")
-    perplexities.margins(y=0.12)
-    perplexities.minorticks_off()
+    values = [p.perplexity for points in series.values() for p in points if p.perplexity]
+    if values and max(values) > 20 * min(values):
+        perplexities.set_yscale("log")
+        perplexities.margins(y=0.12)
+        perplexities.minorticks_off()
+    else:
+        perplexities.set_ylim(0, 1.12 * max(values, default=1))
     perplexities.yaxis.set_major_formatter("{x:,.0f}")
     figure.legend(
         *passkeys.get_legend_handles_labels(),

@@ -50,12 +50,15 @@ MappedFile::~MappedFile() {
 }
 
 void release_pages(const void* data, int64_t bytes) {
-  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<uintptr_t>(data);
-  const uintptr_t first = (begin + page - 1) / page * page;
-  const uintptr_t last = (begin + static_cast<uintptr_t>(bytes)) / page * page;
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  const int64_t into_page = static_cast<int64_t>(reinterpret_cast<uintptr_t>(data)) % page;
+  const int64_t skip = (page - into_page) % page;
+  const int64_t whole = (bytes - skip) / page * page;
   // Only advice: where it fails, the pages merely stay.
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  if (whole > 0) {
+    auto* first = static_cast<std::byte*>(const_cast<void*>(data)) + skip;
+    madvise(first, static_cast<size_t>(whole), MADV_DONTNEED);
+  }
 }
 
 }  // namespace longspan

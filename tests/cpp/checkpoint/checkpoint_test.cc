@@ -1,6 +1,6 @@
 #include "checkpoint/checkpoint.h"
 
-#include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <vector>
@@ -151,9 +151,16 @@ TEST_F(CheckpointTest, ReleaseGivesBackWholePagesAndLosesNothing) {
     for (int64_t i = 0; i < cols; ++i) total += static_cast<const float*>(view.data)[i];
     return total;
   };
+  const auto page_faults = [] {
+    rusage usage{};
+    getrusage(RUSAGE_THREAD, &usage);
+    return usage.ru_minflt + usage.ru_majflt;
+  };
   EXPECT_EQ(sum(), 3.0 * static_cast<double>(cols));
   checkpoint->release(view);
+  const int64_t before = page_faults();
   EXPECT_EQ(sum(), 3.0 * static_cast<double>(cols));
+  EXPECT_GT(page_faults(), before);
 }
 
 }  // namespace

@@ -80,7 +80,8 @@ std::vector<int32_t> read_eos(const std::string& model_dir, const JsonObject& co
 }  // namespace
 
 ModelConfig read_model_config(const std::string& model_dir, std::string_view hf_overrides,
-                              double rope_scaling_factor) {
+                              double rope_scaling_factor,
+                              const std::function<void(std::string_view)>& check_architecture) {
   require_model_dir(model_dir);
   Json json = read_json(model_dir, "config.json");
   std::string where = "config.json";
@@ -92,6 +93,7 @@ ModelConfig read_model_config(const std::string& model_dir, std::string_view hf_
 
   ModelConfig m;
   m.architecture = read_architecture(config);
+  if (check_architecture) check_architecture(m.architecture);
   require_supported(config);
   m.vocab_size = config.integer("vocab_size", 1, kMaxVocab);
   m.hidden_size = config.integer("hidden_size", 1, kMaxHidden);

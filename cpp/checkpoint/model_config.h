@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -31,10 +32,11 @@ struct ModelConfig {
 /// Reads model_dir/config.json and generation_config.json (if there).
 /// hf_overrides: a JSON object merged in (RFC 7396) or empty. rope_scaling_factor: see
 /// EngineConfig. Throws CheckpointError naming file and field, InvalidArgument for a bad override
-/// or factor, and Unsupported for an activation or feature; whether the architecture is known,
-/// model/ says.
+/// or factor, and Unsupported for an activation or feature.
+/// check_architecture: called with the architecture before anything else is read, to refuse it.
 ModelConfig read_model_config(const std::string& model_dir, std::string_view hf_overrides,
-                              double rope_scaling_factor);
+                              double rope_scaling_factor,
+                              const std::function<void(std::string_view)>& check_architecture = {});
 
 /// The rope part alone, from the text of a config.json.
 RopeParameters parse_rope_parameters(std::string_view config_json, double rope_scaling_factor);

@@ -91,9 +91,8 @@ MemoryPlan plan_memory(const std::string& model_dir, const EngineConfig& config,
                        int64_t device_bytes) {
   require<InvalidArgument>(device_bytes >= 0, "device_bytes: expected an integer >= 0, got ",
                            device_bytes);
-  const ModelConfig model =
-      read_model_config(model_dir, config.hf_overrides, config.rope_scaling_factor);
-  find_architecture(model.architecture);
+  const ModelConfig model = read_model_config(model_dir, config.hf_overrides,
+                                              config.rope_scaling_factor, find_architecture);
   const EngineConfig resolved = resolve_engine_config(config, model);
   const auto backend = make_backend(config.device, config.dtype, config.num_threads);
   return make_memory_plan(resolved, model, *backend,

@@ -171,7 +171,8 @@ TEST(Engine, RefusesWhatCannotLoad) {
   EXPECT_THROW(Engine::load(model.path(), config), CapacityError);
   EXPECT_THROW(Engine::load(model.path() + "/nowhere", small_config()), CheckpointError);
   config = small_config();
-  config.hf_overrides = R"({"architectures": ["FooForCausalLM"]})";
+  // Named before any field that only other families have.
+  config.hf_overrides = R"({"architectures": ["FooForCausalLM"], "hidden_size": null})";
   EXPECT_THROW(Engine::load(model.path(), config), Unsupported);
   config.hf_overrides = R"({"vocab_size": 98})";
   EXPECT_THROW(Engine::load(model.path(), config), CheckpointError);

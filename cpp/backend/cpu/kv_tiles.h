@@ -19,6 +19,8 @@ inline constexpr int64_t kKeyTile = 64;
 /// Elements are bfloat16 or float32. Padding (of head_dim) is zero from allocation on: no op writes
 /// it. V of keys not yet appended is zeroed with the first key of their tile, because 0 x V of a
 /// masked key must be 0; K of such keys may be anything, masked scores are never read.
+/// A block has room for an odd number of heads, so that the tiles of one head in successive blocks
+/// do not fall into the same sets of the second-level cache.
 class KvTiles {
  public:
   KvTiles(const KvShape& shape, DType dtype)
@@ -29,7 +31,7 @@ class KvTiles {
         v_tile_bytes_(size_of(dtype) * panel_elements<float>(kKeyTile, shape.head_dim)),
         k_bytes_(round_up(tiles_per_block_ * k_tile_bytes_, 1024)),
         head_bytes_(k_bytes_ + round_up(tiles_per_block_ * v_tile_bytes_, 1024)),
-        block_bytes_(shape.num_layers * num_kv_heads_ * head_bytes_) {}
+        block_bytes_((shape.num_layers * num_kv_heads_ | 1) * head_bytes_) {}
 
   int64_t block_bytes() const { return block_bytes_; }
   int64_t v_tile_bytes() const { return v_tile_bytes_; }

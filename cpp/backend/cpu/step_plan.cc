@@ -212,9 +212,11 @@ void CpuStepPlan::plan_attention(int num_threads) {
 
 void CpuStepPlan::add_prefill(int64_t seq, int64_t unit_tokens) {
   const SequenceStep& sequence = memory_.sequences[seq];
+  // As many units as needed, of even size: a small last one would read every key for few rows.
+  const int64_t even = ceil_div(sequence.num_tokens, ceil_div(sequence.num_tokens, unit_tokens));
   for (int64_t head = 0; head < shape_.num_kv_heads; ++head) {
-    for (int64_t first = 0; first < sequence.num_tokens; first += unit_tokens) {
-      const int64_t count = std::min(unit_tokens, sequence.num_tokens - first);
+    for (int64_t first = 0; first < sequence.num_tokens; first += even) {
+      const int64_t count = std::min(even, sequence.num_tokens - first);
       const int64_t keys = sequence.first_position + first + count;
       const int64_t cost = count * group_of(shape_) * keys;
       memory_.units[num_units_++] = {seq, head, first, count, 0, ceil_div(keys, kSpanKeys),

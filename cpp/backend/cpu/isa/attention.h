@@ -61,6 +61,24 @@ inline StepTiles<Act> step_tiles(const AttentionTask& task, int64_t first_key, i
   return tiles;
 }
 
+/// Asks for part `part` of `parts` of the keys and values of a step to be brought near.
+template <class Act>
+inline void prefetch_tiles(const StepTiles<Act>& tiles, int64_t inner, int64_t cols, int64_t part,
+                           int64_t parts) {
+  const auto fetch = [&](const Act* tile, int64_t elements) {
+    const auto* bytes = reinterpret_cast<const char*>(tile);
+    const int64_t lines = elements * static_cast<int64_t>(sizeof(Act)) / 64;
+    for (int64_t line = lines * part / parts; line < lines * (part + 1) / parts; ++line) {
+      __builtin_prefetch(bytes + line * 64, 0, 2);
+    }
+  };
+  for (int64_t i = 0; i < kStepKeys / kKeyTile; ++i) {
+    if (tiles.k[i] == nullptr) return;
+    fetch(tiles.k[i], inner * kKeyTile);
+    fetch(tiles.v[i], kKeyTile * cols);
+  }
+}
+
 template <class Act>
 inline void pack_queries(const AttentionTask& task, const AttentionMemory<Act>& memory) {
   const auto* q = static_cast<const Act*>(task.q);
@@ -76,16 +94,18 @@ inline void pack_queries(const AttentionTask& task, const AttentionMemory<Act>& 
   std::fill(out, out + padding * memory.inner, Act{});
 }
 
-inline float exp2_of(float x) { return exp2(broadcast(x))[0]; }
-
 /// The largest of n scores, n >= 1.
 inline float row_max(const float* s, int64_t n) {
-  Vec largest = broadcast(s[0]);
+  float largest[kSumLanes];
+  std::fill(largest, largest + kSumLanes, s[0]);
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) largest = max(largest, load(s + i));
-  float result = max_lane(largest);
-  for (; i < n; ++i) result = std::max(result, s[i]);
-  return result;
+  for (; i + kSumLanes <= n; i += kSumLanes) {
+    for (int64_t lane = 0; lane < kSumLanes; ++lane) {
+      largest[lane] = s[i + lane] > largest[lane] ? s[i + lane] : largest[lane];
+    }
+  }
+  for (int64_t lane = 0; i < n; ++i, ++lane) largest[lane] = std::max(largest[lane], s[i]);
+  return *std::max_element(largest, largest + kSumLanes);
 }
 
 /// The row's weights of a step have outgrown their reference: takes a new one, at least 2^32
@@ -96,7 +116,7 @@ template <class Act>
                                           float scale, Act* p) {
   const float old = memory.m[row];
   memory.m[row] = std::max(old + 32.0f, row_max(s, visible) * scale);
-  const float factor = exp2_of(old - memory.m[row]);
+  const float factor = exp2_lane(old - memory.m[row]);
   float* o = memory.o + row * memory.cols;
   for (int64_t c = 0; c < memory.cols; ++c) o[c] *= factor;
   float* sums = memory.sums + row * kSumLanes;
@@ -104,18 +124,99 @@ template <class Act>
   weigh_row(s, visible, width, scale, memory.m[row], sums, p);
 }
 
-/// C [rows][N] (+)= A [rows][k] B [k, N] of N / kPanelCols whole panels.
+/// Sets the tile registers up for the rest of the unit.
+inline void begin_products() {
+#if defined(__AMX_BF16__)
+  TileConfig(16, 16).load();
+#endif
+}
+
+/// C [rows][N] (+)= A0 B0 + A1 B1 + ... of num_parts products in turn, each with k inner elements
+/// and N / kPanelCols whole panels; part i of A begins i * k columns on.
 template <class Act>
-inline void multiply_panels(const Act* a, int64_t a_stride, const Act* b, int64_t k, int64_t n,
-                            int64_t rows, float* c, int64_t c_stride, bool accumulate) {
-  for (int64_t col = 0; col < n; col += kPanelCols, c += kPanelCols, b += k * kPanelCols) {
-    for (int64_t row = 0; !accumulate && row < rows; ++row) {
-      store(c + row * c_stride, Vec{});
-      store(c + row * c_stride + kLanes, Vec{});
+inline void multiply_parts(const Act* a, int64_t a_stride, const Act* const* parts,
+                           int64_t num_parts, int64_t k, int64_t n, int64_t rows, float* c,
+                           int64_t c_stride, bool accumulate) {
+  for (int64_t col = 0; col < n; col += kPanelCols, c += kPanelCols) {
+    PanelProduct<Act> product{a, a_stride, nullptr, k, c, c_stride, c, c_stride};
+    if (!accumulate) {
+      product.start = kZeroRow;
+      product.start_stride = 0;
     }
-    multiply_slab(a, a_stride, rows, b, k, c, c_stride);
+    for (int64_t part = 0; part < num_parts; ++part) {
+      product.b = parts[part] + col * k;
+      multiply_panel(product, rows);
+      product.a += k;
+      product.start = c;
+      product.start_stride = c_stride;
+    }
   }
 }
+
+#if defined(__AMX_BF16__)
+
+/// One panel of multiply_parts for up to 16 rows, or with kLower up to 32; rows of A and C beyond
+/// are read and written too.
+template <bool kLower>
+inline void multiply_panel_parts(const bf16_t* a, int64_t a_stride, const bf16_t* const* parts,
+                                 int64_t num_parts, int64_t offset, int64_t k, float* c,
+                                 int64_t c_stride, bool accumulate) {
+  const int64_t c_bytes = c_stride * 4;
+  const int64_t a_bytes = a_stride * 2;
+  float* lower = c + 16 * c_stride;
+  if (accumulate) {
+    _tile_loadd(0, c, c_bytes);
+    _tile_loadd(1, c + 16, c_bytes);
+    if constexpr (kLower) {
+      _tile_loadd(2, lower, c_bytes);
+      _tile_loadd(3, lower + 16, c_bytes);
+    }
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (kLower) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+  }
+  for (int64_t part = 0; part < num_parts; ++part) {
+    const bf16_t* b = parts[part] + offset;
+    for (int64_t i = 0; i < k; i += kKBlock, a += kKBlock, b += kKBlock * kPanelCols) {
+      _tile_loadd(4, a, a_bytes);
+      if constexpr (kLower) _tile_loadd(5, a + 16 * a_stride, a_bytes);
+      _tile_loadd(6, b, 64);
+      _tile_loadd(7, b + kKBlock * 16, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      if constexpr (kLower) {
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+  }
+  _tile_stored(0, c, c_bytes);
+  _tile_stored(1, c + 16, c_bytes);
+  if constexpr (kLower) {
+    _tile_stored(2, lower, c_bytes);
+    _tile_stored(3, lower + 16, c_bytes);
+  }
+}
+
+inline void multiply_parts(const bf16_t* a, int64_t a_stride, const bf16_t* const* parts,
+                           int64_t num_parts, int64_t k, int64_t n, int64_t rows, float* c,
+                           int64_t c_stride, bool accumulate) {
+  for (int64_t col = 0; col < n; col += kPanelCols, c += kPanelCols) {
+    if (rows > 16) {
+      multiply_panel_parts<true>(a, a_stride, parts, num_parts, col * k, k, c, c_stride,
+                                 accumulate);
+    } else {
+      multiply_panel_parts<false>(a, a_stride, parts, num_parts, col * k, k, c, c_stride,
+                                  accumulate);
+    }
+  }
+}
+
+#endif
 
 /// One strip of rows against one step of keys.
 template <class Act>
@@ -130,15 +231,17 @@ inline void attend_strip(const AttentionTask& task, const AttentionMemory<Act>& 
 
   const Act* q = memory.q + first_row * memory.inner;
   for (int64_t tile = 0; tile < num_tiles; ++tile) {
-    multiply_panels(q, memory.inner, tiles.k[tile], memory.inner, kKeyTile, rows,
-                    memory.s + tile * kKeyTile, kStepKeys, false);
+    multiply_parts(q, memory.inner, &tiles.k[tile], 1, memory.inner, kKeyTile, rows,
+                   memory.s + tile * kKeyTile, kStepKeys, false);
   }
 
+  const bool all_visible = position(first_row) + 1 >= first_key + width;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t row = first_row + r;
     const float* s = memory.s + r * kStepKeys;
     Act* p = memory.p + r * kStepKeys;
-    const int64_t visible = std::clamp<int64_t>(position(row) + 1 - first_key, 0, width);
+    const int64_t visible =
+        all_visible ? width : std::clamp<int64_t>(position(row) + 1 - first_key, 0, width);
     if (first_of_span) {
       // The step's largest score is the reference for the whole span, unless rescale_row must step
       // in: weights of 2^60 are as exact as weights of 1, so no later maximum is looked for.
@@ -150,11 +253,8 @@ inline void attend_strip(const AttentionTask& task, const AttentionMemory<Act>& 
     }
   }
 
-  float* o = memory.o + first_row * memory.cols;
-  for (int64_t tile = 0; tile < num_tiles; ++tile) {
-    multiply_panels(memory.p + tile * kKeyTile, kStepKeys, tiles.v[tile], kKeyTile, memory.cols,
-                    rows, o, memory.cols, !(first_of_span && tile == 0));
-  }
+  multiply_parts(memory.p, kStepKeys, tiles.v, num_tiles, kKeyTile, memory.cols, rows,
+                 memory.o + first_row * memory.cols, memory.cols, !first_of_span);
 }
 
 /// o, l and m of every row over one span, the keys up to end_key.
@@ -162,12 +262,15 @@ template <class Act>
 inline void attend_span(const AttentionTask& task, const AttentionMemory<Act>& memory,
                         int64_t first_key, int64_t end_key) {
   const int64_t rows = task.rows();
+  const int64_t num_strips = round_up(rows, kStripRows) / kStripRows;
   std::fill(memory.sums, memory.sums + rows * kSumLanes, 0.0f);
   for (int64_t key = first_key; key < end_key; key += kStepKeys) {
     const StepTiles<Act> tiles = step_tiles<Act>(task, key, end_key);
+    const StepTiles<Act> next = step_tiles<Act>(task, key + kStepKeys, end_key);
     for (int64_t row = 0; row < rows; row += kStripRows) {
       const int64_t count = std::min(kStripRows, rows - row);
       const int64_t last_position = task.first_position + (row + count - 1) / task.group;
+      prefetch_tiles(next, memory.inner, memory.cols, row / kStripRows, num_strips);
       if (key > last_position) continue;
       attend_strip(task, memory, row, count, key, key == first_key, tiles);
     }
@@ -188,8 +291,8 @@ inline void attend_span(const AttentionTask& task, const AttentionMemory<Act>& m
   }
   if (l == 0.0f) return;
   const float reference = std::max(*total_m, m);
-  const float kept = exp2_of(*total_m - reference);
-  const float added = exp2_of(m - reference);
+  const float kept = exp2_lane(*total_m - reference);
+  const float added = exp2_lane(m - reference);
   for (int64_t c = 0; c < cols; ++c) total_o[c] = total_o[c] * kept + o[c] * added;
   *total_l = *total_l * kept + l * added;
   *total_m = reference;
@@ -207,6 +310,7 @@ inline void attend(const AttentionTask& task) {
   const AttentionMemory<Act> memory(task.scratch, task.group, task.head_dim);
   const int64_t rows = task.rows();
   pack_queries(task, memory);
+  begin_products();
   const int64_t end_key = task.first_position + task.num_tokens;
   for (int64_t span = task.first_span; span < task.end_span; ++span) {
     const int64_t first_key = span * kSpanKeys;
@@ -216,6 +320,7 @@ inline void attend(const AttentionTask& task) {
       std::copy(memory.o, memory.o + floats, task.partial);
       std::copy(memory.m, memory.m + rows, task.partial + floats);
       std::copy(memory.l, memory.l + rows, task.partial + floats + rows);
+      end_products();
       return;
     }
     for (int64_t row = 0; row < rows; ++row) {
@@ -224,6 +329,7 @@ inline void attend(const AttentionTask& task) {
                 memory.total_m + row);
     }
   }
+  end_products();
   auto* out = static_cast<Act*>(task.out);
   for (int64_t row = 0; row < rows; ++row) {
     finish_row(memory.total_o + row * memory.cols, memory.total_l[row], task.head_dim,

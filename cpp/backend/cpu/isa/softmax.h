@@ -5,36 +5,56 @@
 /// step's sums overflow unnoticed, and far above what a well chosen reference gives.
 inline constexpr float kSumLimit = 0x1p60F;
 
-/// Stores sixteen weights as P holds them; returns their values.
-inline Vec store_weights(Vec weights, float* p) {
-  store(p, weights);
-  return weights;
+/// 2^t, relative error under 3e-7; 0 below -126, infinity beyond 127 and for NaN. t = n + r,
+/// |r| <= 1/2; 2^r by the Taylor polynomial of e^(r ln 2) of degree 7. Without branches or calls,
+/// so that loops over it become vectors.
+inline float exp2_lane(float t) {
+  constexpr float kRound = 0x1.8p23F;  // adding it leaves the nearest integer in the low bits
+  const float clamped = t > -127.0F ? t : -127.0F;
+  const float shifted = clamped + kRound;
+  const float r = (clamped - (shifted - kRound)) * 0.693147180559945F;
+  float p = 1.0F / 5040;
+  p = p * r + 1.0F / 720;
+  p = p * r + 1.0F / 120;
+  p = p * r + 1.0F / 24;
+  p = p * r + 1.0F / 6;
+  p = p * r + 0.5F;
+  p = p * r + 1.0F;
+  p = p * r + 1.0F;
+  const uint32_t exponent = std::bit_cast<uint32_t>(shifted) << 23;
+  const float scaled = std::bit_cast<float>(std::bit_cast<uint32_t>(p) + exponent);
+  const float result = t < -126.0F ? 0.0F : scaled;
+  return t <= 127.0F ? result : std::numeric_limits<float>::infinity();
 }
-inline Vec store_weights(Vec weights, bf16_t* p) {
-  const VecU bits = load_as<VecU>(&weights);
-  const VecU rounded = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000U;
-  for (int64_t i = 0; i < kLanes; ++i) p[i] = static_cast<bf16_t>(rounded[i] >> 16);
-  return load_as<Vec>(&rounded);
+
+/// Stores a weight as P holds it; returns its value.
+inline float store_weight(float weight, float* p) { return *p = weight; }
+inline float store_weight(float weight, bf16_t* p) {
+  const auto bits = std::bit_cast<uint32_t>(weight);
+  const uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  *p = static_cast<bf16_t>(rounded >> 16);
+  return std::bit_cast<float>(rounded & 0xffff0000U);
 }
 
 /// Weights of the first `visible` of `width` keys against the reference m, 0 for the others; their
-/// sums are added to sums [kLanes], key i to lane i % kLanes. False, with the sums as they were,
-/// when one passes kSumLimit or is NaN.
+/// sums are added to sums [kSumLanes], key i to lane i % kSumLanes. False, with the sums as they
+/// were, when one passes kSumLimit or is NaN.
 template <class Act>
 inline bool weigh_row(const float* s, int64_t visible, int64_t width, float scale, float m,
                       float* sums, Act* p) {
-  constexpr Vec kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  Vec sum = load(sums);
-  for (int64_t k = 0; k < width; k += kLanes) {
-    const Vec t = load(s + k) * scale - m;
-    const Vec weights = t <= 127.0F ? exp2(t) : broadcast(std::numeric_limits<float>::infinity());
-    sum += store_weights(kLane < static_cast<float>(visible - k) ? weights : Vec{}, p + k);
+  float sum[kSumLanes];
+  std::copy(sums, sums + kSumLanes, sum);
+  for (int64_t k = 0; k < width; k += kSumLanes) {
+    const auto lanes = static_cast<int32_t>(std::clamp<int64_t>(visible - k, 0, kSumLanes));
+    for (int32_t lane = 0; lane < kSumLanes; ++lane) {
+      const float weight = exp2_lane(s[k + lane] * scale - m);
+      sum[lane] += store_weight(lane < lanes ? weight : 0.0F, p + k + lane);
+    }
   }
-  for (int64_t lane = 0; lane < kLanes; ++lane) {
-    if (!(sum[lane] <= kSumLimit)) return false;
-  }
-  store(sums, sum);
-  return true;
+  bool within = true;
+  for (int64_t lane = 0; lane < kSumLanes; ++lane) within &= sum[lane] <= kSumLimit;
+  if (within) std::copy(sum, sum + kSumLanes, sums);
+  return within;
 }
 
 #if defined(__AVX512BW__) && defined(__AVX512DQ__)

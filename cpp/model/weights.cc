@@ -114,6 +114,7 @@ DecoderWeights load_weights(const ModelConfig& config, const Checkpoint& checkpo
   weights.layers.resize(static_cast<size_t>(config.num_layers));
   const OuterTensors outer = architecture.outer(config, checkpoint);
   std::vector<LayerTensors> layers;
+  layers.reserve(weights.layers.size());
   for (int64_t i = 0; i < config.num_layers; ++i) {
     layers.push_back(architecture.layer(config, checkpoint, i));
   }

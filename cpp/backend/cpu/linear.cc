@@ -8,8 +8,9 @@
 namespace longspan::cpu {
 namespace {
 
-// Rows of x that share a pass over the weights: x [512, K] and a panel fit the second-level cache.
-constexpr int64_t kRowBlock = 512;
+// Rows of x that share a pass over the weights: with a panel they fit the second-level cache.
+constexpr int64_t kMostRows = 512;
+constexpr int64_t kRowBytes = 768 * 1024;
 // Jobs per thread, so that a slow thread does not hold the others up.
 constexpr int64_t kJobsPerThread = 4;
 
@@ -68,16 +69,18 @@ Buffer pack_vector(const WeightView& vector) {
 
 void linear(const Kernels& kernels, ThreadPool& pool, const MatrixView& x,
             const CpuPackedLinear& weight, const MatrixView& y) {
-  const int64_t row_blocks = (x.rows + kRowBlock - 1) / kRowBlock;
+  const int64_t fitting = kRowBytes / (x.stride * size_of(x.dtype)) / 32 * 32;
+  const int64_t block = std::clamp<int64_t>(fitting, 32, kMostRows);
+  const int64_t row_blocks = (x.rows + block - 1) / block;
   const int64_t per_job =
       std::max<int64_t>(1, weight.panels() * row_blocks / (pool.size() * kJobsPerThread));
   const int64_t jobs_per_block = (weight.panels() + per_job - 1) / per_job;
   pool.parallel_for(row_blocks * jobs_per_block, [&](int64_t job, int) {
-    const int64_t row = job / jobs_per_block * kRowBlock;
+    const int64_t row = job / jobs_per_block * block;
     const int64_t panel = job % jobs_per_block * per_job;
     kernels.gemm({.a = x.rows_from(row, 1).data,
                   .a_stride = x.stride,
-                  .m = std::min(kRowBlock, x.rows - row),
+                  .m = std::min(block, x.rows - row),
                   .k = x.cols,
                   .b = weight.panel(panel),
                   .panels = std::min(per_job, weight.panels() - panel),

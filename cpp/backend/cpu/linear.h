@@ -52,7 +52,7 @@ void linear(const Kernels& kernels, ThreadPool& pool, const MatrixView& x,
 void embedding(ThreadPool& pool, std::span<const int32_t> ids, const CpuPackedLinear& table,
                const MatrixView& out);
 
-/// Backend::negative_log_likelihood. A thread holds kNllRows x kNllPanels * 32 logits, no more.
+/// Backend::negative_log_likelihood. A thread holds a tile of logits, never whole rows.
 /// workspace: nll_workspace_bytes(pool.size()).
 void negative_log_likelihood(const Kernels& kernels, ThreadPool& pool, const MatrixView& hidden,
                              const CpuPackedLinear& head, std::span<const int32_t> targets,

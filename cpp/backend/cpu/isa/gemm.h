@@ -1,9 +1,30 @@
 // Included once per instruction set; see kernels.inc.
 // The matrix product of every linear layer and of attention: A [m, k] times whole panels of B.
 
-/// Rows of k that a strip of A walks before the next strip begins, so that this much of a panel
-/// stays in the first-level cache. Sums wait in C between them, which rounds nothing.
-inline constexpr int64_t kSlab = 512;
+/// C [m][32] = start + A [m][k] x k rows of a panel of B. start may be C itself, and with stride 0
+/// one row stands for all.
+template <class T>
+struct PanelProduct {
+  const T* a;
+  int64_t a_stride;
+  const T* b;
+  int64_t k;
+  const float* start;
+  int64_t start_stride;
+  float* c;
+  int64_t c_stride;
+
+  PanelProduct from_row(int64_t row) const {
+    return {a + row * a_stride, a_stride,           b,       k, start + row * start_stride,
+            start_stride,       c + row * c_stride, c_stride};
+  }
+};
+
+alignas(64) inline constexpr float kZeroRow[kPanelCols] = {};
+
+/// The most rows of k between two visits to C.
+template <class T>
+inline constexpr int64_t kSlab = 32768 / (kPanelCols * sizeof(T));
 
 #if defined(__AVX512F__)
 inline constexpr int kRows = 12;  // 24 of 32 registers hold C
@@ -21,7 +42,7 @@ inline void multiply_add(const float* a, const float* b, Vec& left, Vec& right) 
 
 /// The same for a pair of k in bfloat16: b is 32 columns of pairs, the halves 16 rows apart.
 inline void multiply_add(const bf16_t* a, const bf16_t* b, Vec& left, Vec& right) {
-  constexpr int64_t kHalf = 16 * 2 * kLanes;  // elements from one half of the columns to the other
+  constexpr int64_t kHalf = kLanes * 2 * 16;  // elements from one half of the columns to the other
 #if defined(__AVX512BF16__)
   int32_t pair;
   std::memcpy(&pair, a, sizeof(pair));
@@ -46,48 +67,44 @@ inline void multiply_add(const bf16_t* a, const bf16_t* b, Vec& left, Vec& right
 #endif
 }
 
-/// C [Rows][32] += A [Rows][k] x the slab of a panel.
+/// The product for Rows rows, with C in registers.
 template <int Rows, class T>
-inline void multiply_strip(const T* a, int64_t a_stride, const T* b, int64_t k, float* c,
-                           int64_t c_stride) {
+inline void multiply_strip(const PanelProduct<T>& p) {
   Vec left[Rows];
   Vec right[Rows];
   for (int r = 0; r < Rows; ++r) {
-    left[r] = load(c + r * c_stride);
-    right[r] = load(c + r * c_stride + kLanes);
+    left[r] = load(p.start + r * p.start_stride);
+    right[r] = load(p.start + r * p.start_stride + kLanes);
   }
-  if constexpr (sizeof(T) == 4) {
-    for (int64_t i = 0; i < k; ++i) {
+  const T* a = p.a;
+  const int64_t a_stride = p.a_stride;
+  constexpr int64_t kStep = sizeof(T) == 2 ? 2 : 1;  // k at a time
+  for (int64_t i = 0; i < p.k; i += kStep) {
+    const T* b = p.b + index_in_panel<T>(i, 0);
 #pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r) {
-        multiply_add(a + r * a_stride + i, b + i * kPanelCols, left[r], right[r]);
-      }
-    }
-  } else {
-    for (int64_t i = 0; i < k; i += 2) {
-      const T* pairs = b + i / kKBlock * (kKBlock * kPanelCols) + i % kKBlock / 2 * (2 * kLanes);
-#pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r) {
-        multiply_add(a + r * a_stride + i, pairs, left[r], right[r]);
-      }
-    }
+    for (int r = 0; r < Rows; ++r) multiply_add(a + r * a_stride + i, b, left[r], right[r]);
   }
   for (int r = 0; r < Rows; ++r) {
-    store(c + r * c_stride, left[r]);
-    store(c + r * c_stride + kLanes, right[r]);
+    store(p.c + r * p.c_stride, left[r]);
+    store(p.c + r * p.c_stride + kLanes, right[r]);
   }
 }
 
 /// multiply_strip for a number of rows known only now, in [1, Rows].
 template <int Rows, class T>
-inline void multiply_rows(int64_t rows, const T* a, int64_t a_stride, const T* b, int64_t k,
-                          float* c, int64_t c_stride) {
+inline void multiply_rows(const PanelProduct<T>& p, int64_t rows) {
   if constexpr (Rows > 1) {
-    if (rows < Rows) {
-      return multiply_rows<Rows - 1>(rows, a, a_stride, b, k, c, c_stride);
-    }
+    if (rows < Rows) return multiply_rows<Rows - 1>(p, rows);
   }
-  multiply_strip<Rows>(a, a_stride, b, k, c, c_stride);
+  multiply_strip<Rows>(p);
+}
+
+/// The product for m rows.
+template <class T>
+inline void multiply_panel(const PanelProduct<T>& p, int64_t m) {
+  for (int64_t row = 0; row < m; row += kRows) {
+    multiply_rows<kRows>(p.from_row(row), std::min<int64_t>(kRows, m - row));
+  }
 }
 
 #if defined(__AMX_BF16__)
@@ -107,72 +124,65 @@ struct alignas(64) TileConfig {
     const uint8_t all[8] = {u, u, l, l, u, l, 16, 16};
     std::copy(all, all + 8, rows);
   }
+
+  /// GCC's intrinsics do not say what memory they read: it must be told that all of this object,
+  /// and all that the tiles will be loaded from, has been written.
+  void load() const {
+    asm volatile("" : : "m"(*this) : "memory");
+    _tile_loadconfig(this);
+  }
 };
 
-/// C [rows][32] += A [rows][k] x the slab of a panel; rows in [1, 32], TileConfig set for them.
+/// The product for up to 16 rows, or with Lower up to 32, as the TileConfig says.
 template <bool Lower>
-inline void multiply_tiles(const bf16_t* a, int64_t a_stride, const bf16_t* b, int64_t k, float* c,
-                           int64_t c_stride) {
-  const int64_t a_bytes = a_stride * 2;
-  const int64_t c_bytes = c_stride * 4;
-  _tile_loadd(0, c, c_bytes);
-  _tile_loadd(1, c + kLanes, c_bytes);
+inline void multiply_tiles(const PanelProduct<bf16_t>& p) {
+  const int64_t a_bytes = p.a_stride * 2;
+  const int64_t c_bytes = p.c_stride * 4;
+  const int64_t start_bytes = p.start_stride * 4;
+  const PanelProduct<bf16_t> lower = p.from_row(16);
+  _tile_loadd(0, p.start, start_bytes);
+  _tile_loadd(1, p.start + kLanes, start_bytes);
   if constexpr (Lower) {
-    _tile_loadd(2, c + 16 * c_stride, c_bytes);
-    _tile_loadd(3, c + 16 * c_stride + kLanes, c_bytes);
+    _tile_loadd(2, lower.start, start_bytes);
+    _tile_loadd(3, lower.start + kLanes, start_bytes);
   }
-  for (int64_t i = 0; i < k; i += kKBlock) {
-    const bf16_t* tile = b + i * kPanelCols;
-    _tile_loadd(4, a + i, a_bytes);
-    _tile_loadd(6, tile, 64);
-    _tile_loadd(7, tile + 16 * 2 * kLanes, 64);
+  for (int64_t i = 0; i < p.k; i += kKBlock) {
+    const bf16_t* b = p.b + i * kPanelCols;
+    _tile_loadd(4, p.a + i, a_bytes);
+    _tile_loadd(6, b, 64);
+    _tile_loadd(7, b + kKBlock * kLanes, 64);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
     if constexpr (Lower) {
-      _tile_loadd(5, a + 16 * a_stride + i, a_bytes);
+      _tile_loadd(5, lower.a + i, a_bytes);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
   }
-  _tile_stored(0, c, c_bytes);
-  _tile_stored(1, c + kLanes, c_bytes);
+  _tile_stored(0, p.c, c_bytes);
+  _tile_stored(1, p.c + kLanes, c_bytes);
   if constexpr (Lower) {
-    _tile_stored(2, c + 16 * c_stride, c_bytes);
-    _tile_stored(3, c + 16 * c_stride + kLanes, c_bytes);
+    _tile_stored(2, lower.c, c_bytes);
+    _tile_stored(3, lower.c + kLanes, c_bytes);
   }
 }
 
-/// Every strip of A against one slab of a panel. The same instruction for any m keeps rows bit for
-/// bit what they are in other company.
-inline void multiply_slab(const bf16_t* a, int64_t a_stride, int64_t m, const bf16_t* b, int64_t k,
-                          float* c, int64_t c_stride) {
+/// The same instruction for any m keeps rows bit for bit what they are in other company.
+inline void multiply_panel(const PanelProduct<bf16_t>& p, int64_t m) {
   constexpr int64_t kStrip = 32;
   int64_t row = 0;
   if (m >= kStrip) {
-    const TileConfig config(16, 16);
-    _tile_loadconfig(&config);
-    for (; row + kStrip <= m; row += kStrip) {
-      multiply_tiles<true>(a + row * a_stride, a_stride, b, k, c + row * c_stride, c_stride);
-    }
+    TileConfig(16, 16).load();
+    for (; row + kStrip <= m; row += kStrip) multiply_tiles<true>(p.from_row(row));
   }
   if (row == m) return;
   const int64_t upper = std::min<int64_t>(16, m - row);
   const int64_t lower = m - row - upper;
-  const TileConfig config(upper, lower);
-  _tile_loadconfig(&config);
-  a += row * a_stride;
-  c += row * c_stride;
+  TileConfig(upper, lower).load();
   if (lower > 0) {
-    multiply_tiles<true>(a, a_stride, b, k, c, c_stride);
+    multiply_tiles<true>(p.from_row(row));
   } else {
-    multiply_tiles<false>(a, a_stride, b, k, c, c_stride);
-  }
-}
-
-inline void multiply_slab(const float* a, int64_t a_stride, int64_t m, const float* b, int64_t k,
-                          float* c, int64_t c_stride) {
-  for (int64_t row = 0; row < m; row += kRows) {
-    multiply_rows<kRows>(m - row, a + row * a_stride, a_stride, b, k, c + row * c_stride, c_stride);
+    multiply_tiles<false>(p.from_row(row));
   }
 }
 
@@ -181,39 +191,44 @@ inline void end_products() { _tile_release(); }
 
 #else
 
-template <class T>
-inline void multiply_slab(const T* a, int64_t a_stride, int64_t m, const T* b, int64_t k, float* c,
-                          int64_t c_stride) {
-  for (int64_t row = 0; row < m; row += kRows) {
-    multiply_rows<kRows>(m - row, a + row * a_stride, a_stride, b, k, c + row * c_stride, c_stride);
-  }
-}
-
 inline void end_products() {}
 
 #endif
+
+/// Rows of A that pass a slab of a panel before the next slab.
+inline constexpr int64_t kBlockRows = 512;
 
 /// See GemmTask.
 template <class T>
 void gemm(const GemmTask& task) {
   const auto* a = static_cast<const T*>(task.a);
   const auto* b = static_cast<const T*>(task.b);
-  const int64_t padded = padded_k<T>(task.k);
-  for (int64_t panel = 0; panel < task.panels; ++panel) {
+  const int64_t k = padded_k<T>(task.k);
+  // Slabs of k, alike in size, that the first-level cache holds while the rows of A pass. Sums wait
+  // aside in between, which rounds nothing: C's rows may lie where they evict each other.
+  const int64_t slabs = (k + kSlab<T> - 1) / kSlab<T>;
+  const int64_t slab = round_up((k + slabs - 1) / slabs, kKBlock);
+  alignas(64) float waiting[kBlockRows * kPanelCols];
+  for (int64_t panel = 0; panel < task.panels; ++panel, b += k * kPanelCols) {
     float* c = task.c + panel * kPanelCols;
-    for (int64_t row = 0; row < task.m; ++row) {
-      float* out = c + row * task.c_stride;
-      if (task.bias == nullptr) {
-        std::fill(out, out + kPanelCols, 0.0F);
-      } else {
-        std::copy(task.bias + panel * kPanelCols, task.bias + (panel + 1) * kPanelCols, out);
+    const float* bias = task.bias == nullptr ? kZeroRow : task.bias + panel * kPanelCols;
+    for (int64_t row = 0; row < task.m; row += kBlockRows) {
+      const int64_t rows = std::min(kBlockRows, task.m - row);
+      PanelProduct<T> p{
+          a + row * task.a_stride, task.a_stride, b, slab, bias, 0, waiting, kPanelCols};
+      for (int64_t left = k; left > 0; left -= slab) {
+        if (left <= slab) {  // the last
+          p.k = left;
+          p.c = c + row * task.c_stride;
+          p.c_stride = task.c_stride;
+        }
+        multiply_panel(p, rows);
+        p.a += slab;
+        p.b += slab * kPanelCols;
+        p.start = waiting;
+        p.start_stride = kPanelCols;
       }
     }
-    for (int64_t k = 0; k < padded; k += kSlab) {
-      multiply_slab(a + k, task.a_stride, task.m, b + k * kPanelCols, std::min(kSlab, padded - k),
-                    c, task.c_stride);
-    }
-    b += padded * kPanelCols;
   }
   end_products();
 }

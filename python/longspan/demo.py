@@ -111,7 +111,7 @@ class Demo:
         model: str | None = None,
         max_length: int = 16384,
         factor: float = 4.0,
-        rounds: int = 3,
+        rounds: int = 2,
         seed: int = 0,
         output_dir: Path = Path("."),
         command: Sequence[str] = (),

@@ -18,7 +18,7 @@ def demo(
     factor: Annotated[
         float, typer.Option(min=1.0, help="The dynamic NTK scaling factor to compare with none.")
     ] = 4.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Passkeys hidden at each length.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Passkeys hidden at each length.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Of the keys and where they are hidden.")] = 0,
     output_dir: Annotated[
         Path, typer.Option(help="Where longspan-demo.png and longspan-demo.json go.")

@@ -9,8 +9,10 @@
 #include <cstdio>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <vector>
 
+#include "backend/cpu/convert.h"
 #include "backend/cpu/linear.h"
 
 namespace longspan::cpu {
@@ -104,22 +106,38 @@ double peak_flops(std::string_view isa, DType dtype) {
   return kRounds * peak.flops / least_seconds(20, peak.run);
 }
 
-/// Bytes per second of a loop that only reads.
-double read_rate(const std::vector<std::unique_ptr<CpuPackedLinear>>& weights, int64_t bytes) {
-  uint64_t sum = 0;
+/// Adds up words, a multiple of 8 of them, with the widest loads there are.
+__attribute__((target_clones("arch=skylake-avx512", "avx2", "default"))) uint64_t
+add_words(const uint64_t* words, int64_t count) {
+  uint64_t lanes[32] = {};
+  for (int64_t i = 0; i + 32 <= count; i += 32) {
+    for (int64_t lane = 0; lane < 32; ++lane) lanes[lane] += words[i + lane];
+  }
+  return std::accumulate(lanes, lanes + 32, uint64_t{0});
+}
+
+using Weights = std::vector<std::unique_ptr<CpuPackedLinear>>;
+
+/// Bytes per second of a loop that only reads the weights.
+double read_rate(const Weights& weights, int64_t bytes) {
+  volatile uint64_t sum = 0;  // the loop must run
   const double seconds = least_seconds(3, [&] {
     for (const auto& weight : weights) {
-      const auto* words = static_cast<const uint64_t*>(weight->panel(0));
-      uint64_t lanes[8] = {};
-      for (int64_t i = 0; i < bytes / 8; i += 8) {
-        for (int64_t lane = 0; lane < 8; ++lane) lanes[lane] += words[i + lane];
-      }
-      for (const uint64_t lane : lanes) sum += lane;
+      sum = sum + add_words(static_cast<const uint64_t*>(weight->panel(0)), bytes / 8);
     }
   });
-  volatile uint64_t keep = sum;  // the loop must run
-  static_cast<void>(keep);
   return static_cast<double>(bytes) * static_cast<double>(weights.size()) / seconds;
+}
+
+/// Values neither zero nor alike: the tile unit is slower on them than on zeros.
+std::vector<float> some_values(int64_t count) {
+  std::vector<float> values(static_cast<size_t>(count));
+  uint32_t bits = 1;
+  for (float& value : values) {
+    bits = bits * 1664525 + 1013904223;
+    value = static_cast<float>(bits >> 8) * 0x1p-23F - 1.0F;
+  }
+  return values;
 }
 
 void measure(const InstructionSet& set, DType dtype) {
@@ -132,24 +150,44 @@ void measure(const InstructionSet& set, DType dtype) {
     int64_t k, n;
   };
   for (const auto& [k, n] : {Shape{576, 960}, {576, 576}, {576, 3072}, {1536, 576}, {576, 49152}}) {
-    std::vector<float> values(static_cast<size_t>(k * n), 0.25F);
+    const std::vector<float> values = some_values(k * n);
     const WeightView view{values.data(), DType::kF32, n, k, k, "weight"};
     const int64_t bytes = CpuPackedLinear::bytes(dtype, n, k);
     // Copies enough that a decoding step finds none in the second-level cache.
-    std::vector<std::unique_ptr<CpuPackedLinear>> weights;
+    Weights weights;
     for (int64_t held = 0; held < (int64_t{64} << 20); held += bytes) {
       weights.push_back(
           std::make_unique<CpuPackedLinear>(dtype, std::span(&view, 1), std::span<WeightView>{}));
     }
     const Buffer x = allocate_host(512 * k * size_of(dtype));
+    const std::vector<float> inputs = some_values(512 * k);
+    for (int64_t i = 0; i < 512 * k; ++i) {
+      if (dtype == DType::kF32) {
+        x.as<float>()[i] = inputs[static_cast<size_t>(i)];
+      } else {
+        x.as<bf16_t>()[i] = from_float<bf16_t>(inputs[static_cast<size_t>(i)]);
+      }
+    }
     const Buffer y = allocate_host(512 * n * 4);
     const auto multiply = [&](int64_t m, const CpuPackedLinear& weight) {
       linear(kernels, pool, {x.data(), dtype, m, k, k}, weight, {y.data(), DType::kF32, m, n, n});
     };
     std::printf("  K %4ld N %5ld:", k, n);
+    if (n > 9999) {  // a head: no logits are kept of many rows
+      const Buffer workspace = allocate_host(nll_workspace_bytes(1));
+      const std::vector<int32_t> targets(512, 7);
+      std::vector<double> nll(512);
+      const double seconds = least_seconds(5, [&] {
+        negative_log_likelihood(kernels, pool, {x.data(), dtype, 512, k, k}, *weights[0], targets,
+                                workspace.as<float>(), nll);
+      });
+      std::printf("  NLL of 512 rows %.0f GFLOP/s",
+                  2.0 * 512 * static_cast<double>(n * k) / seconds / 1e9);
+    }
     for (const int64_t m : {512, 64, 16}) {
+      if (n > 9999) break;
       const double flops = 2.0 * static_cast<double>(m * n * k);
-      const double seconds = least_seconds(n > 9999 ? 5 : 40, [&] { multiply(m, *weights[0]); });
+      const double seconds = least_seconds(40, [&] { multiply(m, *weights[0]); });
       std::printf("  M %3ld %5.0f GFLOP/s (%3.0f%%)", m, flops / seconds / 1e9,
                   peak > 0 ? 100 * flops / seconds / peak : 0.0);
     }

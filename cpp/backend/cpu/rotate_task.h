@@ -22,7 +22,7 @@ struct RotateTask {
   void* k_tile = nullptr;  ///< see KvTiles
   void* v_tile = nullptr;
   int64_t v_tile_bytes = 0;
-  float* scratch = nullptr;  ///< [kKeyTile][head_dim]
+  float* scratch = nullptr;  ///< [kKeyTile + 1][head_dim]
 };
 
 }  // namespace longspan::cpu

@@ -23,16 +23,14 @@ inline int64_t value_index(int64_t n, int64_t d) {
   return d / kPanelCols * padded_k<Act>(kKeyTile) * kPanelCols + index_in_panel<Act>(n, d);
 }
 
-/// Two bfloat16 in a word, the first lowest.
-inline uint32_t pair_bits(float low, float high) {
-  bf16_t bits[2];
-  store_act(low, bits);
-  store_act(high, bits + 1);
-  return bits[0] | static_cast<uint32_t>(bits[1]) << 16;
+inline uint32_t bf16_bits(float x) {
+  bf16_t bits;
+  store_act(x, &bits);
+  return bits;
 }
 
 /// Rotated keys [count][head_dim] into columns first_key on.
-inline void append_keys(const RotateTask& task, const float* keys, float* tile) {
+inline void append_keys(const RotateTask& task, float* keys, float* tile) {
   for (int64_t t = 0; t < task.count; ++t) {
     const int64_t n = task.first_key + t;
     for (int64_t d = 0; d < task.head_dim; ++d) {
@@ -40,13 +38,20 @@ inline void append_keys(const RotateTask& task, const float* keys, float* tile) 
     }
   }
 }
-inline void append_keys(const RotateTask& task, const float* keys, bf16_t* tile) {
+inline void append_keys(const RotateTask& task, float* keys, bf16_t* tile) {
   auto* pairs = reinterpret_cast<uint32_t*>(tile);
-  for (int64_t d = 0; d < task.head_dim; d += 2) {
-    for (int64_t t = 0; t < task.count; ++t) {
-      const float* key = keys + t * task.head_dim + d;
-      const int64_t n = task.first_key + t;
-      pairs[key_index<bf16_t>(d, n, task.head_dim) / 2] = pair_bits(key[0], key[1]);
+  for (int64_t t = 0; t < task.count; ++t) {
+    // First a row of words, each a pair of elements, which vectorises; then the words one by one.
+    const float* key = keys + t * task.head_dim;
+    auto* words = reinterpret_cast<uint32_t*>(keys + task.count * task.head_dim);
+    for (int64_t i = 0; i < task.head_dim / 2; ++i) {
+      words[i] = bf16_bits(key[2 * i]) | bf16_bits(key[2 * i + 1]) << 16;
+    }
+    uint32_t* out = pairs + key_index<bf16_t>(0, task.first_key + t, task.head_dim) / 2;
+    constexpr int64_t kPairs = kKBlock / 2;  // of a column in one tile of the panel
+    for (int64_t i = 0; i < task.head_dim / 2; i += kPairs, out += kKBlock * kPanelCols / 2) {
+      const int64_t count = std::min(kPairs, task.head_dim / 2 - i);
+      for (int64_t j = 0; j < count; ++j) out[j * 16] = words[i + j];
     }
   }
 }
@@ -68,8 +73,12 @@ inline void append_values(const RotateTask& task, bf16_t* tile) {
     const float* value = task.v + t * task.stride;
     if (n % 2 == 0 && t + 1 < task.count) {
       const float* next = value + task.stride;
-      for (int64_t d = 0; d < task.head_dim; ++d) {
-        pairs[value_index<bf16_t>(n, d) / 2] = pair_bits(value[d], next[d]);
+      for (int64_t d = 0; d < task.head_dim; d += 16) {
+        uint32_t* out = pairs + value_index<bf16_t>(n, d) / 2;
+        const int64_t count = std::min<int64_t>(16, task.head_dim - d);
+        for (int64_t i = 0; i < count; ++i) {
+          out[i] = bf16_bits(value[d + i]) | bf16_bits(next[d + i]) << 16;
+        }
       }
       t += 2;
     } else {

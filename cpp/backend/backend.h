@@ -106,8 +106,7 @@ class Backend {
   /// nll[i] = log sum exp of row i's logits - its logit of targets[i], in float64, never holding a
   /// row of logits. hidden: act [R, H]; head: packed [V, H]; a non-finite result marks bad input.
   virtual void negative_log_likelihood(const MatrixView& hidden, const PackedLinear& head,
-                                       std::span<const int32_t> targets,
-                                       std::span<double> nll) = 0;
+                                       std::span<const int32_t> targets, std::span<double> nll) = 0;
 
   /// Draws a token per row. logits: acc [R, V]; tokens[r] = -1 where the row is not finite.
   virtual void sample(const MatrixView& logits, std::span<const SamplerRow> rows,

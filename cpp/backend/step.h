@@ -18,10 +18,10 @@ struct StepLimits {
 /// One forward pass over a batch: tokens of several sequences, each a run of consecutive positions.
 /// Built once per step by the engine.
 struct StepInput {
-  std::vector<int32_t> token_ids;    ///< [num_tokens], sequence after sequence
-  std::vector<int64_t> cu_seqlens;   ///< [num_seqs + 1], tokens of sequence s: [s], [s + 1)
-  std::vector<int64_t> first_position;  ///< [num_seqs], position of the sequence's first token here;
-                                        ///< as many keys are in the cache already
+  std::vector<int32_t> token_ids;       ///< [num_tokens], sequence after sequence
+  std::vector<int64_t> cu_seqlens;      ///< [num_seqs + 1], tokens of sequence s: [s], [s + 1)
+  std::vector<int64_t> first_position;  ///< [num_seqs], position of the sequence's first token
+                                        ///< here; as many keys are in the cache already
   std::vector<std::vector<int32_t>> block_tables;  ///< [num_seqs][>= blocks used], block ids
   std::vector<std::shared_ptr<const RopeProfile>> profiles;  ///< [num_seqs]
 

@@ -22,7 +22,7 @@ struct EngineMetrics {
   int64_t running = 0;
   int64_t free_blocks = 0;
   int64_t total_blocks = 0;
-  int64_t steps = 0;              ///< forward passes completed
+  int64_t steps = 0;  ///< forward passes completed
   int64_t prefilled_tokens = 0;
   int64_t generated_tokens = 0;
 };

@@ -8,7 +8,8 @@
 
 namespace longspan {
 
-/// Bytes per component of an engine, computed from configs alone; the engine allocates exactly this.
+/// Bytes per component of an engine, computed from configs alone; the engine allocates exactly
+/// this.
 struct MemoryPlan {
   int64_t weight_bytes = 0;
   int64_t kv_bytes = 0;  ///< address space of the pool; a CPU touches it only as it is used

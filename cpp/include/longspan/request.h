@@ -23,8 +23,8 @@ enum class RequestKind {
 /// The user's unit of work.
 struct Request {
   RequestKind kind = RequestKind::kGenerate;
-  std::vector<int32_t> input_ids;  ///< kGenerate, kLogits: >= 1 ids; kScore: >= 2
-  GenerationConfig generation;     ///< kGenerate only
+  std::vector<int32_t> input_ids;        ///< kGenerate, kLogits: >= 1 ids; kScore: >= 2
+  GenerationConfig generation;           ///< kGenerate only
   std::vector<int64_t> logit_positions;  ///< kLogits only: ascending, each in [0, input_ids.size())
 };
 
@@ -38,7 +38,7 @@ enum class FinishReason {
 
 /// Where a request stands. Safe to read at any time from any thread.
 struct Progress {
-  int64_t prefill_done = 0;   ///< prompt tokens through the model; counts finished layers of a chunk
+  int64_t prefill_done = 0;  ///< prompt tokens through the model; counts finished layers of a chunk
   int64_t prefill_total = 0;  ///< prompt tokens
   int64_t generated = 0;      ///< tokens generated so far
   double elapsed_s = 0.0;     ///< since submission

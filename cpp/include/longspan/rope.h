@@ -27,8 +27,8 @@ struct RopeLength {
 /// The rotary embedding of one request: numbers only, immutable once chosen.
 /// Pair i of a head is (i, i + head_dim/2), rotated at position p by the angle p * inv_freq[i].
 struct LONGSPAN_API RopeProfile {
-  std::string type;              ///< "default", "linear", "dynamic"
-  std::vector<double> inv_freq;  ///< [rotary_dim / 2], radians per token
+  std::string type;               ///< "default", "linear", "dynamic"
+  std::vector<double> inv_freq;   ///< [rotary_dim / 2], radians per token
   double attention_factor = 1.0;  ///< enters the softmax scale squared, never the cached keys
   double base = 0.0;              ///< theta after scaling
   double factor = 1.0;            ///< the scaling factor in force; 1 where nothing is scaled

@@ -167,13 +167,30 @@ inline void multiply_tiles(const PanelProduct<bf16_t>& p) {
   }
 }
 
+/// Rows from which on a slab's products last about as long as the next slab takes to come from
+/// memory; with fewer, prefetches only get in the way of loads.
+inline constexpr int64_t kManyRows = 256;
+
+/// Asks for the share of rows [begin, end) of m in the slab that follows, which is next in memory.
+inline void prefetch_next(const PanelProduct<bf16_t>& p, int64_t begin, int64_t end, int64_t m) {
+  constexpr int64_t kLine = 64 / sizeof(bf16_t);
+  const bf16_t* next = p.b + p.k * kPanelCols;
+  const int64_t lines = p.k * kPanelCols / kLine;
+  for (int64_t line = lines * begin / m; line < lines * end / m; ++line) {
+    __builtin_prefetch(next + line * kLine, 0, 2);
+  }
+}
+
 /// The same instruction for any m keeps rows bit for bit what they are in other company.
 inline void multiply_panel(const PanelProduct<bf16_t>& p, int64_t m) {
   constexpr int64_t kStrip = 32;
   int64_t row = 0;
   if (m >= kStrip) {
     TileConfig(16, 16).load();
-    for (; row + kStrip <= m; row += kStrip) multiply_tiles<true>(p.from_row(row));
+    for (; row + kStrip <= m; row += kStrip) {
+      if (m >= kManyRows) prefetch_next(p, row, row + kStrip, m);
+      multiply_tiles<true>(p.from_row(row));
+    }
   }
   if (row == m) return;
   const int64_t upper = std::min<int64_t>(16, m - row);

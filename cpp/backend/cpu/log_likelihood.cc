@@ -8,8 +8,8 @@
 namespace longspan::cpu {
 namespace {
 
-constexpr int64_t kRows = 256;  // hidden rows that share a pass over the head
-constexpr int64_t kPanels = 8;  // of the head, per tile of logits
+constexpr int64_t kRows = 512;  // hidden rows that share a pass over the head
+constexpr int64_t kPanels = 4;  // of the head, per tile of logits
 constexpr int64_t kCols = kPanels * kPanelCols;
 
 }  // namespace

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import datetime
-import importlib.metadata
 import json
 import os
 import platform
@@ -84,7 +83,9 @@ class Longspan:
         return wall - out.decode_s, out.decode_s
 
     def about(self) -> str:
-        return f"longspan {importlib.metadata.version('longspan')}, {self.engine.model.backend}"
+        from longspan import _core
+
+        return f"longspan {_core.version()}, {self.engine.model.backend}"
 
 
 class HuggingFace:

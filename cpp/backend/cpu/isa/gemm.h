@@ -26,67 +26,80 @@ alignas(64) inline constexpr float kZeroRow[kPanelCols] = {};
 template <class T>
 inline constexpr int64_t kSlab = 32768 / (kPanelCols * sizeof(T));
 
+// The 32 columns of a row of C as registers of this set. Wider vectors than it has would live in
+// memory.
 #if defined(__AVX512F__)
+inline constexpr int kWidth = 16;
 inline constexpr int kRows = 12;  // 24 of 32 registers hold C
 #elif defined(__AVX2__)
+inline constexpr int kWidth = 8;
 inline constexpr int kRows = 3;  // 12 of 16
 #else
-inline constexpr int kRows = 1;
+inline constexpr int kWidth = 4;
+inline constexpr int kRows = 1;  // 8 of 16
 #endif
+inline constexpr int kParts = kPanelCols / kWidth;
+using Part = float __attribute__((vector_size(kWidth * 4)));
+using PartU = uint32_t __attribute__((vector_size(kWidth * 4)));
 
-/// acc += a B for one k of one row: a scalar against 32 columns.
-inline void multiply_add(const float* a, const float* b, Vec& left, Vec& right) {
-  left += *a * load(b);
-  right += *a * load(b + kLanes);
+/// c += a B for one k of one row: a scalar against 32 columns.
+inline void multiply_add(const float* a, const float* b, Part* c) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kParts; ++i) c[i] += *a * load_as<Part>(b + i * kWidth);
 }
 
 /// The same for a pair of k in bfloat16: b is 32 columns of pairs, the halves 16 rows apart.
-inline void multiply_add(const bf16_t* a, const bf16_t* b, Vec& left, Vec& right) {
+inline void multiply_add(const bf16_t* a, const bf16_t* b, Part* c) {
   constexpr int64_t kHalf = kLanes * 2 * 16;  // elements from one half of the columns to the other
 #if defined(__AVX512BF16__)
   int32_t pair;
   std::memcpy(&pair, a, sizeof(pair));
   const auto x = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
-  left = _mm512_dpbf16_ps(left, x, load_as<__m512bh>(b));
-  right = _mm512_dpbf16_ps(right, x, load_as<__m512bh>(b + kHalf));
+  c[0] = _mm512_dpbf16_ps(c[0], x, load_as<__m512bh>(b));
+  c[1] = _mm512_dpbf16_ps(c[1], x, load_as<__m512bh>(b + kHalf));
 #else
   const auto widen = [](bf16_t bits) {
     return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
   };
   const float even = widen(a[0]);
   const float odd = widen(a[1]);
-  const auto add = [&](const bf16_t* pairs, Vec& acc) {
-    const VecU both = load_as<VecU>(pairs);
-    const VecU low = both << 16;
-    const VecU high = both & 0xffff0000U;
-    acc += even * load_as<Vec>(&low);
-    acc += odd * load_as<Vec>(&high);
-  };
-  add(b, left);
-  add(b + kHalf, right);
+#pragma GCC unroll 8
+  for (int i = 0; i < kParts; ++i) {
+    const int64_t col = i * kWidth;
+    const auto pairs = load_as<PartU>(b + col / kLanes * kHalf + col % kLanes * 2);
+    const PartU low = pairs << 16;
+    const PartU high = pairs & 0xffff0000U;
+    c[i] += even * load_as<Part>(&low);
+    c[i] += odd * load_as<Part>(&high);
+  }
 #endif
 }
 
 /// The product for Rows rows, with C in registers.
 template <int Rows, class T>
 inline void multiply_strip(const PanelProduct<T>& p) {
-  Vec left[Rows];
-  Vec right[Rows];
+  Part c[Rows][kParts];
+#pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
-    left[r] = load(p.start + r * p.start_stride);
-    right[r] = load(p.start + r * p.start_stride + kLanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < kParts; ++i) {
+      c[r][i] = load_as<Part>(p.start + r * p.start_stride + i * kWidth);
+    }
   }
   const T* a = p.a;
   const int64_t a_stride = p.a_stride;
   constexpr int64_t kStep = sizeof(T) == 2 ? 2 : 1;  // k at a time
-  for (int64_t i = 0; i < p.k; i += kStep) {
-    const T* b = p.b + index_in_panel<T>(i, 0);
+  for (int64_t k = 0; k < p.k; k += kStep) {
+    const T* b = p.b + index_in_panel<T>(k, 0);
 #pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r) multiply_add(a + r * a_stride + i, b, left[r], right[r]);
+    for (int r = 0; r < Rows; ++r) multiply_add(a + r * a_stride + k, b, c[r]);
   }
+#pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
-    store(p.c + r * p.c_stride, left[r]);
-    store(p.c + r * p.c_stride + kLanes, right[r]);
+#pragma GCC unroll 8
+    for (int i = 0; i < kParts; ++i) {
+      std::memcpy(p.c + r * p.c_stride + i * kWidth, &c[r][i], sizeof(Part));
+    }
   }
 }
 

@@ -35,6 +35,9 @@ transformers = pytest.importorskip("transformers", reason="the oracle needs tran
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 CHUNK = 1024
+IN_CI = bool(os.environ.get("CI"))
+#: For tests of minutes, so that a plain `pytest` stays short.
+slow = pytest.mark.skipif(not IN_CI, reason="takes minutes; runs in CI, or with CI=1 set")
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 

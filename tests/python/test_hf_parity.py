@@ -47,6 +47,7 @@ def test_smollm2_logits_at_the_native_length(smollm2: Engine) -> None:
     check_logits(smollm2, 8192, factor=0.0)
 
 
+@oracle.slow
 @pytest.mark.timeout(900)
 def test_smollm2_logits_at_12k_with_factor_4() -> None:
     config = EngineConfig(

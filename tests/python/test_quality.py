@@ -21,13 +21,16 @@ def passkeys_found(length: int, rounds: int, **options: Any) -> int:
     return sum(re.match(rf"\W*{r.key}(?!\d)", r.answer) is not None for r in results)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_every_passkey_is_found_at_twice_the_trained_length() -> None:
-    assert passkeys_found(16384, rounds=10, rope_scaling_factor=4.0) == 10
+    rounds = 10 if oracle.IN_CI else 2
+    assert passkeys_found(16384, rounds, rope_scaling_factor=4.0) == rounds
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("length", "rounds"), [(12288, 3), (16384, 2)])
+@pytest.mark.parametrize(
+    ("length", "rounds"), [(12288, 2), pytest.param(16384, 2, marks=oracle.slow)]
+)
 def test_without_scaling_none_is_found_past_the_trained_length(length: int, rounds: int) -> None:
     assert passkeys_found(length, rounds) == 0
 

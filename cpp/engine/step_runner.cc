@@ -24,6 +24,24 @@ StepInput make_input(const std::vector<ScheduledSequence>& step) {
   return input;
 }
 
+/// Whether a request asks for any row of its part of the step.
+bool wants_rows(const ScheduledSequence& part) {
+  const Sequence& sequence = *part.sequence;
+  const Request& request = sequence.state->request;
+  const int64_t first = sequence.num_computed;
+  const int64_t end = first + part.num_tokens;
+  switch (request.kind) {
+    case RequestKind::kScore:
+      return true;
+    case RequestKind::kLogits:
+      return std::any_of(request.logit_positions.begin(), request.logit_positions.end(),
+                         [&](int64_t position) { return position >= first && position < end; });
+    case RequestKind::kGenerate:
+      break;
+  }
+  return end == sequence.num_tokens() && sequence.state->lengths.max_new_tokens > 0;
+}
+
 std::exception_ptr not_finite(const char* what) {
   return std::make_exception_ptr(
       NumericalError(message(what, ": expected finite values, got NaN or infinity")));
@@ -55,7 +73,8 @@ void StepRunner::report_layer(const std::vector<ScheduledSequence>& step,
 bool StepRunner::forward(const std::vector<ScheduledSequence>& step) {
   int64_t total = 0;
   for (const ScheduledSequence& part : step) total += part.num_tokens;
-  return decoder_.forward(make_input(step), cache_, [&](int64_t layers_done) {
+  const bool cache_only = std::none_of(step.begin(), step.end(), wants_rows);
+  return decoder_.forward(make_input(step), cache_, cache_only, [&](int64_t layers_done) {
     if (closing_()) return false;
     int64_t cancelled = 0;
     for (const auto& [sequence, count] : step) {

@@ -26,7 +26,7 @@ Decoder::Decoder(const ModelConfig& config, Backend& backend, Communicator& comm
       plan_(backend.make_step_plan(limits.step, attention_shape(config, communicator.size()))),
       activations_(activation_shape(config, communicator.size(), limits), backend) {}
 
-bool Decoder::forward(const StepInput& input, const KvCache& cache,
+bool Decoder::forward(const StepInput& input, const KvCache& cache, bool cache_only,
                       const LayerCallback& after_layer) {
   const int64_t tokens = input.num_tokens();
   const auto rows = [tokens](const MatrixView& m) { return m.rows_from(0, tokens); };
@@ -48,6 +48,7 @@ bool Decoder::forward(const StepInput& input, const KvCache& cache,
     backend_.rms_norm(pending, residual, layer.input_norm, eps, normed);
     layer.qkv->forward(backend_, normed, qkv);
     backend_.rotate_append(*plan_, i, qkv, cache, q);
+    if (cache_only && i + 1 == config_.num_layers) return after_layer(i + 1);
     backend_.attention(*plan_, i, q, cache, attention);
     layer.o->forward(backend_, communicator_, attention, delta);
     backend_.rms_norm(&delta, residual, layer.post_attention_norm, eps, normed);

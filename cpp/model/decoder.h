@@ -29,7 +29,10 @@ class Decoder {
           DecoderWeights weights, const DecoderLimits& limits);
 
   /// Runs the step, filling the cache. False when the callback abandoned it.
-  bool forward(const StepInput& input, const KvCache& cache, const LayerCallback& after_layer);
+  /// cache_only: nobody will ask for a row of this step (a prompt's chunks but the last), so that
+  /// the last layer ends when its keys and values are in the cache.
+  bool forward(const StepInput& input, const KvCache& cache, bool cache_only,
+               const LayerCallback& after_layer);
 
   /// Logits of rows of the last forward, at most max_logit_rows: acc [rows.size(), vocab_size].
   /// The view holds until the next call.

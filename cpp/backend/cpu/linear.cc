@@ -10,7 +10,7 @@ namespace {
 
 // Rows of x that share a pass over the weights: with a panel they fit the second-level cache.
 constexpr int64_t kMostRows = 512;
-constexpr int64_t kRowBytes = 768 * 1024;
+constexpr int64_t kRowBytes = int64_t{768} * 1024;
 // Jobs per thread, so that a slow thread does not hold the others up.
 constexpr int64_t kJobsPerThread = 4;
 

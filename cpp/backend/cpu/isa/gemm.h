@@ -45,7 +45,7 @@ using PartU = uint32_t __attribute__((vector_size(kWidth * 4)));
 /// c += a B for one k of one row: a scalar against 32 columns.
 inline void multiply_add(const float* a, const float* b, Part* c) {
 #pragma GCC unroll 8
-  for (int i = 0; i < kParts; ++i) c[i] += *a * load_as<Part>(b + i * kWidth);
+  for (int i = 0; i < kParts; ++i) c[i] += *a * load_as<Part>(b + int64_t{i} * kWidth);
 }
 
 /// The same for a pair of k in bfloat16: b is 32 columns of pairs, the halves 16 rows apart.
@@ -65,7 +65,7 @@ inline void multiply_add(const bf16_t* a, const bf16_t* b, Part* c) {
   const float odd = widen(a[1]);
 #pragma GCC unroll 8
   for (int i = 0; i < kParts; ++i) {
-    const int64_t col = i * kWidth;
+    const int64_t col = int64_t{i} * kWidth;
     const auto pairs = load_as<PartU>(b + col / kLanes * kHalf + col % kLanes * 2);
     const PartU low = pairs << 16;
     const PartU high = pairs & 0xffff0000U;

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "backend/cuda/attention.h"
+
+namespace longspan::cuda {
+
+/// Rows of a PrefillTile; the last of a sequence may have fewer.
+inline constexpr int kPrefillRows = 128;
+
+/// A sequence that prefills in this step.
+struct PrefillSeq {
+  int32_t seq = 0;  ///< index in PlanView::seqs
+  int32_t num_rows = 0;
+  int64_t first_position = 0;
+};
+
+/// Appends the tiles of a step's sequences: those of most keys first, so that the short ones fill
+/// the end; the heads of a run of rows follow each other, so that those of one KV head find its
+/// keys in the L2 cache.
+void append_prefill_tiles(std::span<const PrefillSeq> seqs, int32_t num_heads,
+                          std::vector<PrefillTile>* tiles);
+
+}  // namespace longspan::cuda

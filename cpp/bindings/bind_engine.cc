@@ -42,10 +42,11 @@ HandleView generate(Engine& self, const py::object& input_ids, const GenerationC
   return submit(self, std::move(request));
 }
 
-HandleView score(Engine& self, const py::object& input_ids) {
+HandleView score(Engine& self, const py::object& input_ids, bool token_nll) {
   Request request;
   request.kind = RequestKind::kScore;
   request.input_ids = to_token_ids(input_ids, "input_ids");
+  request.token_nll = token_nll;
   return submit(self, std::move(request));
 }
 
@@ -95,8 +96,8 @@ void bind_engine(py::module_& m) {
                   "called while weights load; what it raises ends the loading.")
       .def("generate", &generate, py::arg("input_ids"), py::arg("config") = GenerationConfig(),
            "Queues a request that continues input_ids.")
-      .def("score", &score, py::arg("input_ids"),
-           "Queues a request for the negative log-likelihood of input_ids.")
+      .def("score", &score, py::arg("input_ids"), py::arg("token_nll") = false,
+           "Queues a request for the negative log-likelihood of input_ids; token_nll: of each too.")
       .def("logits", &logits, py::arg("input_ids"), py::arg("positions"),
            "Queues a request for the logits at ascending positions of input_ids.")
       .def("rope_profile", &Engine::rope_profile, py::arg("prompt_tokens"),

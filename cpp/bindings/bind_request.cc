@@ -69,6 +69,11 @@ py::array_t<float> logits_array(const py::object& self) {
   return py::array_t<float>({rows, columns}, logits.data(), self);
 }
 
+py::array_t<double> token_nll_array(const py::object& self) {
+  const auto& nll = self.cast<const OutputView&>().output->token_nll;
+  return py::array_t<double>({static_cast<py::ssize_t>(nll.size())}, nll.data(), self);
+}
+
 template <typename Value>
 auto output_field(Value RequestOutput::* member) {
   return [member](const OutputView& self) { return self.output->*member; };
@@ -85,6 +90,7 @@ void bind_output(py::module_& m) {
       .property("seed", output_field(&RequestOutput::seed))
       .property("nll_sum", output_field(&RequestOutput::nll_sum))
       .property("nll_count", output_field(&RequestOutput::nll_count))
+      .property("token_nll", &token_nll_array)
       .property("logits", &logits_array)
       .property("queue_s", output_field(&RequestOutput::queue_s))
       .property("prefill_s", output_field(&RequestOutput::prefill_s))

@@ -49,6 +49,7 @@ void RequestState::add_nll(const std::vector<double>& nll) {
   const std::lock_guard lock(mutex_);
   for (const double value : nll) output_.nll_sum += value;
   output_.nll_count += static_cast<int64_t>(nll.size());
+  if (request.token_nll) output_.token_nll.insert(output_.token_nll.end(), nll.begin(), nll.end());
 }
 
 void RequestState::add_logits(const float* row, int64_t count) {

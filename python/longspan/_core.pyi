@@ -91,6 +91,7 @@ class RequestOutput:
     seed: int
     nll_sum: float
     nll_count: int
+    token_nll: npt.NDArray[np.float64]  # [nll_count] if asked for, else [0]
     logits: npt.NDArray[np.float32]  # [positions, vocab_size]
     queue_s: float
     prefill_s: float
@@ -160,7 +161,9 @@ class Engine:
         input_ids: Sequence[int] | npt.NDArray[Any],
         config: GenerationConfig | _GenerationOptions = ...,
     ) -> RequestHandle: ...
-    def score(self, input_ids: Sequence[int] | npt.NDArray[Any]) -> RequestHandle: ...
+    def score(
+        self, input_ids: Sequence[int] | npt.NDArray[Any], token_nll: bool = False
+    ) -> RequestHandle: ...
     def logits(
         self, input_ids: Sequence[int] | npt.NDArray[Any], positions: Sequence[int]
     ) -> RequestHandle: ...

@@ -138,15 +138,23 @@ class Pipeline:
         ]
         return responses[0] if alone else responses
 
-    def get_ppl(self, input_ids: Any, progress: ProgressCallback | None = None) -> list[Perplexity]:
+    def get_ppl(
+        self,
+        input_ids: Any,
+        progress: ProgressCallback | None = None,
+        token_nll: bool = False,
+    ) -> list[Perplexity]:
         """The perplexity of one sequence of two or more token ids, or of each of several; always a
-        list. Memory does not grow with length or vocabulary. Throws as infer() does, and
+        list. Memory does not grow with length or vocabulary, but for token_nll=True: 8 bytes for
+        every token, whose own negative log-likelihood is then kept too. Throws as infer() does, and
         NumericalError."""
         items, _ = split_prompts(input_ids)
         ids = [self._token_ids(item, f"input_ids[{i}]", least=2) for i, item in enumerate(items)]
         for sequence in ids:
             self._warn_beyond_native(len(sequence), 0)
-        handles = self._run([lambda s=s: self.engine.score(s) for s in ids], "Scoring", progress)
+        handles = self._run(
+            [lambda s=s: self.engine.score(s, token_nll) for s in ids], "Scoring", progress
+        )
         outputs = [handle.wait() for handle in handles]
         return [Perplexity(out, _beyond_native(out, out.input_token_len)) for out in outputs]
 

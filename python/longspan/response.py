@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from longspan._core import RequestOutput, RopeProfile
 
 _MAX_EXPONENT = math.log(sys.float_info.max)
@@ -87,12 +90,15 @@ class Perplexity(float):
     rope_profile: RopeProfile
     timings: Timings
     beyond_native: bool
+    #: float64 [num_tokens], in nats, if asked for: entry i is of input_ids[i + 1]. Else empty.
+    token_nll: npt.NDArray[np.float64]
 
     def __new__(cls, output: RequestOutput, beyond_native: bool = False) -> Perplexity:
         mean = output.nll_sum / output.nll_count
         self = super().__new__(cls, math.exp(mean) if mean < _MAX_EXPONENT else math.inf)
         self.nll_sum = output.nll_sum
         self.num_tokens = output.nll_count
+        self.token_nll = output.token_nll
         self.rope_profile = output.rope_profile
         self.timings = Timings.of(output)
         self.beyond_native = beyond_native

@@ -197,13 +197,20 @@ def test_perplexity_is_that_of_the_logits(pipe: Pipeline) -> None:
     logits = pipe.get_logits(ids, range(len(ids))).astype(np.float64)
     assert logits.shape == (len(ids), 260)
     lse = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
-    nll = (lse[:-1] - logits[np.arange(len(ids) - 1), ids[1:]]).sum()
+    each = lse[:-1] - logits[np.arange(len(ids) - 1), ids[1:]]
+    nll = each.sum()
     (score,) = pipe.get_ppl(ids)
     assert isinstance(score, float) and isinstance(score, Perplexity)
     assert score.num_tokens == len(ids) - 1
     assert score.nll_sum == pytest.approx(nll, rel=1e-5)
     assert score.mean_nll == pytest.approx(nll / (len(ids) - 1), rel=1e-5)
     assert float(score) == pytest.approx(math.exp(score.mean_nll), rel=1e-12)
+    assert score.token_nll.size == 0
+    (told,) = pipe.get_ppl(ids, token_nll=True)
+    assert told == score
+    assert told.token_nll.dtype == np.float64
+    np.testing.assert_allclose(told.token_nll, each, rtol=0, atol=1e-5)
+    assert sum(told.token_nll.tolist()) == score.nll_sum
     many = pipe.get_ppl([ids, ids[:10], np.array(ids)])
     assert [m.num_tokens for m in many] == [len(ids) - 1, 9, len(ids) - 1]
     assert many[2] == pytest.approx(score, rel=1e-6)

@@ -26,6 +26,7 @@ struct Request {
   std::vector<int32_t> input_ids;        ///< kGenerate, kLogits: >= 1 ids; kScore: >= 2
   GenerationConfig generation;           ///< kGenerate only
   std::vector<int64_t> logit_positions;  ///< kLogits only: ascending, each in [0, input_ids.size())
+  bool token_nll = false;                ///< kScore only: also return the likelihood of every token
 };
 
 enum class FinishReason {
@@ -56,10 +57,11 @@ struct RequestOutput {
   /// kScore: natural-log units, position i scores input_ids[i + 1]; float64 sum in order of i.
   double nll_sum = 0.0;
   int64_t nll_count = 0;
-  std::vector<float> logits;  ///< kLogits: [logit_positions.size()][vocab_size], row-major
-  double queue_s = 0.0;       ///< submission to first step
-  double prefill_s = 0.0;     ///< first step to the end of the prefill
-  double decode_s = 0.0;      ///< end of the prefill to the last token
+  std::vector<double> token_nll;  ///< kScore with Request::token_nll: [nll_count], its summands
+  std::vector<float> logits;      ///< kLogits: [logit_positions.size()][vocab_size], row-major
+  double queue_s = 0.0;           ///< submission to first step
+  double prefill_s = 0.0;         ///< first step to the end of the prefill
+  double decode_s = 0.0;          ///< end of the prefill to the last token
 };
 
 class RequestState;

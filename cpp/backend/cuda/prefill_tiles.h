@@ -4,12 +4,17 @@
 #include <span>
 #include <vector>
 
-#include "backend/cuda/attention.h"
-
 namespace longspan::cuda {
 
 /// Rows of a PrefillTile; the last of a sequence may have fewer.
 inline constexpr int kPrefillRows = 128;
+
+/// Rows of one sequence and one query head: the unit of work of the prefill kernels.
+struct PrefillTile {
+  int32_t seq = 0;
+  int32_t head = 0;
+  int32_t row = 0;  ///< first row, counted within the sequence's rows of this step
+};
 
 /// A sequence that prefills in this step.
 struct PrefillSeq {

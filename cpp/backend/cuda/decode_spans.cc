@@ -1,0 +1,56 @@
+#include "backend/cuda/decode_spans.h"
+
+#include <algorithm>
+#include <bit>
+
+namespace longspan::cuda {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+int32_t decode_span_len(int64_t num_keys) {
+  const auto least = static_cast<uint64_t>(ceil_div(num_keys, kMaxDecodeSplits));
+  return static_cast<int32_t>(
+      std::max(std::bit_ceil(least), static_cast<uint64_t>(kMinDecodeSpan)));
+}
+
+DecodeSizes max_decode_sizes(int64_t max_seqs, int64_t max_rows, int64_t max_keys,
+                             int64_t num_heads, int64_t num_kv_heads) {
+  const int64_t splits = std::min<int64_t>(kMaxDecodeSplits, ceil_div(max_keys, kMinDecodeSpan));
+  const int64_t tiles = ceil_div(max_rows * (num_heads / num_kv_heads), kDecodePairs);
+  return {max_seqs * splits * tiles, max_seqs * tiles, max_seqs * splits * max_rows * num_heads};
+}
+
+DecodeSpans::DecodeSpans(std::span<const DecodeSeq> seqs, int64_t num_heads, int64_t num_kv_heads) {
+  const int64_t group = num_heads / num_kv_heads;
+  for (const DecodeSeq& seq : seqs) {
+    const int64_t span_len = decode_span_len(seq.num_keys);
+    const int64_t splits = ceil_div(seq.num_keys, span_len);
+    const int64_t pairs = seq.num_rows * group;
+    for (int64_t first_pair = 0; first_pair < pairs; first_pair += kDecodePairs) {
+      const int64_t num_pairs = std::min<int64_t>(pairs - first_pair, kDecodePairs);
+      DecodeSpan span;
+      span.seq = seq.seq;
+      span.first_pair = static_cast<int32_t>(first_pair);
+      span.num_pairs = static_cast<int32_t>(num_pairs);
+      if (splits > 1) {
+        merges_.push_back({seq.seq, span.first_pair, span.num_pairs,
+                           static_cast<int32_t>(partial_rows_), static_cast<int32_t>(splits)});
+      }
+      for (int64_t key = 0; key < seq.num_keys; key += span_len) {
+        span.first_key = static_cast<int32_t>(key);
+        span.num_keys = static_cast<int32_t>(std::min(span_len, seq.num_keys - key));
+        span.partial = splits > 1 ? static_cast<int32_t>(partial_rows_) : -1;
+        if (splits > 1) partial_rows_ += num_kv_heads * num_pairs;
+        spans_.push_back(span);
+      }
+    }
+  }
+  std::stable_sort(spans_.begin(), spans_.end(), [](const DecodeSpan& a, const DecodeSpan& b) {
+    return a.num_keys > b.num_keys;
+  });
+}
+
+}  // namespace longspan::cuda

@@ -1,0 +1,166 @@
+// The work lists of the CUDA backend's attention, made on the host: every key of every pair once,
+// within the bounds that workspaces are planned from.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <random>
+#include <set>
+#include <tuple>
+
+#include "backend/cuda/decode_spans.h"
+#include "backend/cuda/prefill_tiles.h"
+
+namespace longspan::cuda {
+namespace {
+
+struct Model {
+  int64_t num_heads;
+  int64_t num_kv_heads;
+};
+constexpr Model kModels[] = {{32, 8}, {9, 3}, {16, 16}, {64, 1}, {40, 2}};
+
+std::vector<DecodeSeq> random_seqs(uint32_t seed, int64_t max_rows, int64_t max_keys) {
+  std::mt19937 random(seed);
+  const auto up_to = [&](int64_t most) {
+    return std::uniform_int_distribution<int64_t>(1, most)(random);
+  };
+  std::vector<DecodeSeq> seqs;
+  const int64_t count = up_to(20);
+  for (int64_t i = 0; i < count; ++i) {
+    DecodeSeq seq;
+    seq.seq = static_cast<int32_t>(3 * i);  // those between prefill
+    seq.num_rows = static_cast<int32_t>(up_to(max_rows));
+    // As many short ones as long ones.
+    seq.num_keys = std::max<int64_t>(seq.num_rows, up_to(i % 2 == 0 ? max_keys : 2000));
+    seqs.push_back(seq);
+  }
+  return seqs;
+}
+
+TEST(DecodeSpans, CoverEveryKeyOfEveryPairOnce) {
+  for (const Model& model : kModels) {
+    for (uint32_t seed = 0; seed < 20; ++seed) {
+      const std::vector<DecodeSeq> seqs = random_seqs(seed, 5, 300000);
+      const DecodeSpans work(seqs, model.num_heads, model.num_kv_heads);
+      std::map<std::tuple<int32_t, int32_t>, int64_t> keys;  // (seq, pair) -> keys seen
+      for (const DecodeSpan& span : work.spans()) {
+        EXPECT_EQ(span.first_key % kMinDecodeSpan, 0);
+        EXPECT_GT(span.num_keys, 0);
+        EXPECT_GT(span.num_pairs, 0);
+        EXPECT_LE(span.num_pairs, kDecodePairs);
+        for (int32_t pair = span.first_pair; pair < span.first_pair + span.num_pairs; ++pair) {
+          keys[{span.seq, pair}] += span.num_keys;
+        }
+      }
+      size_t pairs = 0;
+      for (const DecodeSeq& seq : seqs) {
+        for (int32_t pair = 0; pair < seq.num_rows * model.num_heads / model.num_kv_heads; ++pair) {
+          EXPECT_EQ((keys[{seq.seq, pair}]), seq.num_keys);
+          ++pairs;
+        }
+      }
+      EXPECT_EQ(keys.size(), pairs);
+    }
+  }
+}
+
+TEST(DecodeSpans, EveryPartialRowIsWrittenOnceAndMerged) {
+  for (const Model& model : kModels) {
+    for (uint32_t seed = 0; seed < 20; ++seed) {
+      const DecodeSpans work(random_seqs(seed, 5, 300000), model.num_heads, model.num_kv_heads);
+      // Where the merge of a run of pairs looks for its spans, in order of their keys.
+      std::map<int32_t, std::tuple<int32_t, int32_t, int32_t>> expected;
+      for (const DecodeMerge& merge : work.merges()) {
+        EXPECT_GE(merge.num_spans, 2);
+        EXPECT_LE(merge.num_spans, kMaxDecodeSplits);
+        for (int32_t i = 0; i < merge.num_spans; ++i) {
+          const auto row =
+              static_cast<int32_t>(merge.partial + i * model.num_kv_heads * merge.num_pairs);
+          EXPECT_TRUE(expected.emplace(row, std::tuple{merge.seq, merge.first_pair, i}).second);
+        }
+      }
+      int64_t rows = 0;
+      for (const DecodeSpan& span : work.spans()) {
+        if (span.partial < 0) continue;
+        ASSERT_TRUE(expected.contains(span.partial));
+        const auto [seq, first_pair, index] = expected[span.partial];
+        EXPECT_EQ(span.seq, seq);
+        EXPECT_EQ(span.first_pair, first_pair);
+        EXPECT_GE(span.first_key, index * kMinDecodeSpan);
+        expected.erase(span.partial);
+        rows += model.num_kv_heads * span.num_pairs;
+      }
+      EXPECT_TRUE(expected.empty());
+      EXPECT_EQ(rows, work.partial_rows());
+    }
+  }
+}
+
+TEST(DecodeSpans, StayWithinTheSizesPlanned) {
+  for (const Model& model : kModels) {
+    for (const int64_t max_keys : {600, 5000, 32768, 32769, 300000}) {
+      for (uint32_t seed = 0; seed < 20; ++seed) {
+        std::vector<DecodeSeq> seqs = random_seqs(seed, 5, max_keys);
+        for (DecodeSeq& seq : seqs) seq.num_keys = std::min(seq.num_keys, max_keys);
+        const DecodeSpans work(seqs, model.num_heads, model.num_kv_heads);
+        const DecodeSizes sizes = max_decode_sizes(static_cast<int64_t>(seqs.size()), 5, max_keys,
+                                                   model.num_heads, model.num_kv_heads);
+        EXPECT_LE(work.spans().size(), sizes.spans);
+        EXPECT_LE(work.merges().size(), sizes.merges);
+        EXPECT_LE(work.partial_rows(), sizes.partial_rows);
+      }
+    }
+  }
+}
+
+TEST(DecodeSpans, ASequenceIsSplitAlikeInAnyCompany) {
+  const auto bounds = [](const DecodeSpans& work, int32_t seq) {
+    std::set<std::pair<int32_t, int32_t>> result;
+    for (const DecodeSpan& span : work.spans()) {
+      if (span.seq == seq) result.emplace(span.first_key, span.num_keys);
+    }
+    return result;
+  };
+  const std::vector<DecodeSeq> seqs = random_seqs(1, 1, 1000000);
+  const DecodeSpans together(seqs, 32, 8);
+  for (const DecodeSeq& seq : seqs) {
+    EXPECT_EQ(bounds(DecodeSpans({&seq, 1}, 32, 8), seq.seq), bounds(together, seq.seq));
+  }
+}
+
+TEST(DecodeSpans, SharesDealtInTurnDifferByOneSpanAtMost) {
+  const DecodeSpans work(random_seqs(7, 1, 1000000), 32, 8);
+  for (const size_t blocks : {7, 132, 264}) {
+    std::vector<int64_t> keys(blocks);
+    for (size_t i = 0; i < work.spans().size(); ++i) {
+      keys[i % blocks] += work.spans()[i].num_keys;
+    }
+    const auto [least, most] = std::minmax_element(keys.begin(), keys.end());
+    EXPECT_LE(*most - *least, work.spans()[0].num_keys);
+  }
+}
+
+TEST(PrefillTiles, CoverEveryRowOfEveryHeadOnceMostKeysFirst) {
+  const std::vector<PrefillSeq> seqs{{0, 1000, 500}, {2, 1, 0}, {5, 128, 70000}, {6, 129, 3}};
+  std::vector<PrefillTile> tiles;
+  append_prefill_tiles(seqs, 6, &tiles);
+  std::set<std::tuple<int32_t, int32_t, int32_t>> seen;
+  int64_t before = INT64_MAX;
+  for (const PrefillTile& tile : tiles) {
+    EXPECT_TRUE(seen.emplace(tile.seq, tile.head, tile.row).second);
+    const auto seq = std::find_if(seqs.begin(), seqs.end(),
+                                  [&](const PrefillSeq& s) { return s.seq == tile.seq; });
+    ASSERT_NE(seq, seqs.end());
+    EXPECT_EQ(tile.row % kPrefillRows, 0);
+    EXPECT_LT(tile.row, seq->num_rows);
+    const int64_t keys = seq->first_position + std::min(tile.row + kPrefillRows, seq->num_rows);
+    EXPECT_LE(keys, before);
+    before = keys;
+  }
+  EXPECT_EQ(seen.size(), 6 * (8 + 1 + 1 + 2));
+}
+
+}  // namespace
+}  // namespace longspan::cuda

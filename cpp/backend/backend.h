@@ -37,17 +37,28 @@ struct SamplerRow {
   int64_t position = 0;  ///< of the token drawn; seed and position alone fix the random number
 };
 
+/// What a device works best with, for the engine to size its steps by.
+struct DeviceTraits {
+  int64_t prefill_tokens = 0;     ///< most prefill tokens in one step, unless the config says
+  int64_t logit_rows = 0;         ///< rows of logits at once
+  double flops_per_second = 0.0;  ///< first guess at the rate of a prefill
+};
+
 /// Everything a device does. Ops run in the order they are called; shapes are per rank.
 /// Sizes: T tokens of the step, H hidden_size, D head_dim, I intermediate size, V vocabulary.
-/// "act" is activation_dtype(), what enters a linear; "acc" is accumulator_dtype(), what leaves it.
-/// Ops neither allocate nor throw; shapes are the caller's to get right.
+/// "act" is activation_dtype(), what enters a linear; "out" is output_dtype(), what leaves one
+/// inside a layer; "acc" is accumulator_dtype(), of the residual stream and the logits. An op that
+/// takes "out" takes "acc" as well. Ops neither allocate nor throw; shapes are the caller's to get
+/// right.
 class Backend {
  public:
   virtual ~Backend() = default;
 
   virtual std::string describe() const = 0;  ///< such as "cpu (amx-bf16, 2 threads)"
   virtual DType activation_dtype() const = 0;
+  virtual DType output_dtype() const = 0;
   virtual DType accumulator_dtype() const = 0;
+  virtual DeviceTraits traits() const = 0;
   virtual int64_t free_bytes() const = 0;  ///< memory that could be had now
 
   // ---- memory and sizes ----
@@ -79,15 +90,15 @@ class Backend {
                          const MatrixView& out) = 0;
 
   /// residual += delta (unless null), then out = residual / rms(residual) * weight.
-  /// delta, residual: acc [T, H]; weight: float32 [H]; out: act [T, H].
+  /// delta: out [T, H]; residual: acc [T, H]; weight: float32 [H]; out: act [T, H].
   virtual void rms_norm(const MatrixView* delta, const MatrixView& residual, const Buffer& weight,
                         float eps, const MatrixView& out) = 0;
 
-  /// y = x W^T + bias. x: act [T, in]; y: acc [T, out].
+  /// y = x W^T + bias. x: act [T, in]; y: out or acc [T, out].
   virtual void linear(const MatrixView& x, const PackedLinear& weight, const MatrixView& y) = 0;
 
   /// Rotates q and k by the step's angles, writes q, and appends k and v to the cache.
-  /// qkv: acc [T, (num_heads + 2 num_kv_heads) D], q | k | v; q_out: act [T, num_heads D].
+  /// qkv: out [T, (num_heads + 2 num_kv_heads) D], q | k | v; q_out: act [T, num_heads D].
   virtual void rotate_append(const StepPlan& plan, int64_t layer, const MatrixView& qkv,
                              const KvCache& cache, const MatrixView& q_out) = 0;
 
@@ -96,17 +107,24 @@ class Backend {
   virtual void attention(const StepPlan& plan, int64_t layer, const MatrixView& q,
                          const KvCache& cache, const MatrixView& out) = 0;
 
-  /// out = silu(gate) * up. gate_up: acc [T, 2 I], gate | up; out: act [T, I].
+  /// out = silu(gate) * up. gate_up: out [T, 2 I], gate | up; out: act [T, I].
   virtual void silu_mul(const MatrixView& gate_up, const MatrixView& out) = 0;
+
+  /// Marks the end of a layer. A device that runs behind its caller waits here until it is but a
+  /// layer or two behind, so that progress and cancellation mean what they say.
+  virtual void end_layer(const StepPlan& plan) = 0;
 
   /// out[i] = in[rows[i]]. in, out: the same dtype and cols.
   virtual void gather_rows(const MatrixView& in, std::span<const int64_t> rows,
                            const MatrixView& out) = 0;
 
-  /// nll[i] = log sum exp of row i's logits - its logit of targets[i], in float64, never holding a
-  /// row of logits. hidden: act [R, H]; head: packed [V, H]; a non-finite result marks bad input.
+  /// nll[i] = log sum exp of row i's logits - its logit of targets[i], in float64, holding no more
+  /// rows of logits than the workspace does. hidden: act [R, H]; head: packed [V, H]; workspace:
+  /// acc
+  /// [>= 1, V], overwritten as the device likes; a non-finite result marks bad input.
   virtual void negative_log_likelihood(const MatrixView& hidden, const PackedLinear& head,
-                                       std::span<const int32_t> targets, std::span<double> nll) = 0;
+                                       std::span<const int32_t> targets,
+                                       const MatrixView& workspace, std::span<double> nll) = 0;
 
   /// Draws a token per row. logits: acc [R, V]; tokens[r] = -1 where the row is not finite.
   virtual void sample(const MatrixView& logits, std::span<const SamplerRow> rows,

@@ -136,13 +136,14 @@ class Engine::Impl {
         : backend(std::move(backend_)),
           communicator(make_single_communicator()),
           decoder(impl.model_, *backend, *communicator, std::move(weights),
-                  decoder_limits(impl.config_)),
+                  decoder_limits(impl.config_, backend->traits())),
           cache(make_cache(impl.config_, impl.model_, *backend, impl.plan_)),
           pool(impl.plan_.num_blocks),
           scheduler(pool, impl.config_.cache_block_seq_len, impl.config_.max_batch_size,
                     impl.config_.max_prefill_token_num),
-          cost(impl.model_),
-          runner(impl.model_, *backend, decoder, cache, decoder_limits(impl.config_).max_logit_rows,
+          cost(impl.model_, backend->traits().flops_per_second),
+          runner(impl.model_, *backend, decoder, cache,
+                 decoder_limits(impl.config_, backend->traits()).max_logit_rows,
                  [&impl] { return impl.closing_.load(); }) {}
 
     std::unique_ptr<Backend> backend;
@@ -243,6 +244,7 @@ std::unique_ptr<Engine> Engine::load(const std::string& model_dir, const EngineC
   if (resolved.num_threads == 0) resolved.num_threads = available_cpus();
   std::unique_ptr<Backend> backend =
       make_backend(resolved.device, resolved.dtype, resolved.num_threads);
+  take_device_defaults(resolved, *backend);
   const MemoryPlan plan = plan_or_throw(resolved, model, *backend);
   const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(model_dir);
   const std::unique_ptr<Communicator> communicator = make_single_communicator();

@@ -12,7 +12,6 @@ namespace longspan {
 namespace {
 
 constexpr int64_t kMaxSessionLen = int64_t{1} << 40;
-constexpr int64_t kMinLogitRows = 16;  // so that a logits request is not done row by row
 
 }  // namespace
 
@@ -35,8 +34,8 @@ EngineConfig resolve_engine_config(const EngineConfig& config, const ModelConfig
   const int block = c.cache_block_seq_len;
   require<InvalidArgument>(block == 64 || block == 128 || block == 256,
                            "cache_block_seq_len: expected 64, 128 or 256 tokens, got ", block);
-  require<InvalidArgument>(c.max_prefill_token_num >= 1 && c.max_prefill_token_num <= 1 << 20,
-                           "max_prefill_token_num: expected an integer in [1, 1048576], got ",
+  require<InvalidArgument>(c.max_prefill_token_num >= 0 && c.max_prefill_token_num <= 1 << 20,
+                           "max_prefill_token_num: expected 0 (the device's best) to 1048576, got ",
                            c.max_prefill_token_num);
   require<InvalidArgument>(
       c.rope_length.policy != RopeLengthPolicy::kFixed || c.rope_length.tokens >= 1,
@@ -44,14 +43,20 @@ EngineConfig resolve_engine_config(const EngineConfig& config, const ModelConfig
   return c;
 }
 
-DecoderLimits decoder_limits(const EngineConfig& c) {
+void take_device_defaults(EngineConfig& config, const Backend& backend) {
+  if (config.max_prefill_token_num == 0) {
+    config.max_prefill_token_num = backend.traits().prefill_tokens;
+  }
+}
+
+DecoderLimits decoder_limits(const EngineConfig& c, const DeviceTraits& device) {
   const int64_t batch = c.max_batch_size;
   // No step can hold more of a prompt than a session.
   const int64_t prefill = std::min(c.max_prefill_token_num, batch * c.session_len);
   return {.step = {.max_tokens = prefill + batch,
                    .max_seqs = batch,
                    .max_blocks_per_seq = blocks_for(c.session_len, c.cache_block_seq_len)},
-          .max_logit_rows = std::max(batch, kMinLogitRows)};
+          .max_logit_rows = std::max(batch, device.logit_rows)};
 }
 
 KvShape kv_shape(const EngineConfig& c, const ModelConfig& m) {
@@ -60,7 +65,7 @@ KvShape kv_shape(const EngineConfig& c, const ModelConfig& m) {
 
 MemoryPlan make_memory_plan(const EngineConfig& c, const ModelConfig& m, const Backend& backend,
                             int64_t device_bytes) {
-  const DecoderLimits limits = decoder_limits(c);
+  const DecoderLimits limits = decoder_limits(c, backend.traits());
   MemoryPlan plan;
   plan.device_bytes = device_bytes;
   plan.session_len = c.session_len;
@@ -93,8 +98,9 @@ MemoryPlan plan_memory(const std::string& model_dir, const EngineConfig& config,
                            device_bytes);
   const ModelConfig model = read_model_config(model_dir, config.hf_overrides,
                                               config.rope_scaling_factor, find_architecture);
-  const EngineConfig resolved = resolve_engine_config(config, model);
+  EngineConfig resolved = resolve_engine_config(config, model);
   const auto backend = make_backend(config.device, config.dtype, config.num_threads);
+  take_device_defaults(resolved, *backend);
   return make_memory_plan(resolved, model, *backend,
                           device_bytes == 0 ? backend->free_bytes() : device_bytes);
 }

@@ -12,8 +12,11 @@ namespace longspan {
 /// Throws InvalidArgument or Unsupported, naming the option.
 EngineConfig resolve_engine_config(const EngineConfig& config, const ModelConfig& model);
 
+/// Fills in what EngineConfig leaves to the device.
+void take_device_defaults(EngineConfig& config, const Backend& backend);
+
 /// The limits a resolved config sets to a forward pass.
-DecoderLimits decoder_limits(const EngineConfig& config);
+DecoderLimits decoder_limits(const EngineConfig& config, const DeviceTraits& device);
 
 /// What one token block of this model looks like in the cache, on one rank.
 KvShape kv_shape(const EngineConfig& config, const ModelConfig& model);

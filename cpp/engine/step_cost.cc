@@ -5,20 +5,19 @@ namespace {
 
 constexpr double kTargetSeconds = 1.0;  // cancellation and progress stay prompt
 constexpr int64_t kMinChunk = 64;       // below this a step is mostly overhead
-constexpr double kFirstGuess = 5e10;    // FLOP/s before anything is measured: a slow core
 constexpr double kNewWeight = 0.3;      // of the latest step in the running average
 // Small steps measure memory bandwidth and overhead, not arithmetic.
 constexpr double kMinMeasuredSeconds = 0.01;
 
 }  // namespace
 
-StepCost::StepCost(const ModelConfig& c)
+StepCost::StepCost(const ModelConfig& c, double flops_per_second)
     : flops_per_token_(2.0 * static_cast<double>(c.num_layers) *
                        static_cast<double>(c.hidden_size) *
                        static_cast<double>((2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim +
                                            3 * c.intermediate_size)),
       flops_per_pair_(4.0 * static_cast<double>(c.num_layers * c.num_heads * c.head_dim)),
-      flops_per_second_(kFirstGuess) {}
+      flops_per_second_(flops_per_second) {}
 
 double StepCost::flops(int64_t tokens, int64_t first_position) const {
   const auto t = static_cast<double>(tokens);

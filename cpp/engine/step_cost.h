@@ -11,7 +11,8 @@ namespace longspan {
 /// results do not depend on.
 class StepCost {
  public:
-  explicit StepCost(const ModelConfig& config);
+  /// flops_per_second: a first guess at the rate, until steps have been measured.
+  StepCost(const ModelConfig& config, double flops_per_second);
 
   /// FLOPs of `tokens` tokens whose first stands at first_position: 2 per weight of a linear, and
   /// 4 head_dim per query head, query and key (Q K^T and P V, causal half counted).

@@ -57,7 +57,7 @@ StepRunner::StepRunner(const ModelConfig& config, Backend& backend, Decoder& dec
       cache_(cache),
       max_logit_rows_(max_logit_rows),
       closing_(std::move(closing)),
-      work_(config) {}
+      work_(config, 1.0) {}
 
 void StepRunner::report_layer(const std::vector<ScheduledSequence>& step,
                               int64_t layers_done) const {

@@ -9,14 +9,15 @@ constexpr int64_t kStrideMultiple = 32;
 template <class Visit>
 void for_each_matrix(const ActivationShape& s, const Backend& backend, const Visit& visit) {
   const DType act = backend.activation_dtype();
+  const DType out = backend.output_dtype();
   const DType acc = backend.accumulator_dtype();
   visit(&Activations::residual, s.tokens, s.hidden, acc);
-  visit(&Activations::delta, s.tokens, s.hidden, acc);
+  visit(&Activations::delta, s.tokens, s.hidden, out);
   visit(&Activations::normed, s.tokens, s.hidden, act);
-  visit(&Activations::qkv, s.tokens, s.qkv, acc);
+  visit(&Activations::qkv, s.tokens, s.qkv, out);
   visit(&Activations::q, s.tokens, s.q, act);
   visit(&Activations::attention, s.tokens, s.q, act);
-  visit(&Activations::gate_up, s.tokens, 2 * s.inner, acc);
+  visit(&Activations::gate_up, s.tokens, 2 * s.inner, out);
   visit(&Activations::inner, s.tokens, s.inner, act);
   visit(&Activations::head_input, s.tokens, s.hidden, act);
   visit(&Activations::logits, s.logit_rows, s.vocab, acc);

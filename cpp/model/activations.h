@@ -29,14 +29,14 @@ class Activations {
   /// Bytes the constructor allocates.
   static int64_t bytes(const ActivationShape& shape, const Backend& backend);
 
-  // "act" enters linears, "acc" leaves them.
+  // "act" enters linears, "out" leaves them within a layer, "acc" is summed in.
   MatrixView residual;    ///< acc [T, hidden]: the stream every block adds to
-  MatrixView delta;       ///< acc [T, hidden]: a block's output, not yet added
+  MatrixView delta;       ///< out [T, hidden]: a block's output, not yet added
   MatrixView normed;      ///< act [T, hidden]
-  MatrixView qkv;         ///< acc [T, qkv]
+  MatrixView qkv;         ///< out [T, qkv]
   MatrixView q;           ///< act [T, q], rotated
   MatrixView attention;   ///< act [T, q]
-  MatrixView gate_up;     ///< acc [T, 2 inner]
+  MatrixView gate_up;     ///< out [T, 2 inner]
   MatrixView inner;       ///< act [T, inner]
   MatrixView head_input;  ///< act [T, hidden]: the rows whose next token is asked for
   MatrixView logits;      ///< acc [logit_rows, vocab]

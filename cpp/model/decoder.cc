@@ -56,6 +56,7 @@ bool Decoder::forward(const StepInput& input, const KvCache& cache, bool cache_o
     backend_.silu_mul(gate_up, inner);
     layer.down->forward(backend_, communicator_, inner, delta);
     pending = &delta;
+    backend_.end_layer(*plan_);
     if (!after_layer(i + 1)) return false;
   }
   backend_.rms_norm(pending, residual, weights_.final_norm, eps, normed);
@@ -78,7 +79,8 @@ MatrixView Decoder::logits(std::span<const int64_t> rows) {
 
 void Decoder::negative_log_likelihood(std::span<const int64_t> rows,
                                       std::span<const int32_t> targets, std::span<double> nll) {
-  backend_.negative_log_likelihood(gather_head_input(rows), weights_.head(), targets, nll);
+  backend_.negative_log_likelihood(gather_head_input(rows), weights_.head(), targets,
+                                   activations_.logits, nll);
 }
 
 int64_t Decoder::activation_bytes(const ModelConfig& config, const Backend& backend,

@@ -31,6 +31,10 @@ std::string CpuBackend::describe() const {
                  pool_.size() == 1 ? " thread)" : " threads)");
 }
 
+DeviceTraits CpuBackend::traits() const {
+  return {.prefill_tokens = 512, .logit_rows = 16, .flops_per_second = 5e10};
+}
+
 int64_t CpuBackend::packed_linear_bytes(int64_t out_features, int64_t in_features) const {
   return CpuPackedLinear::bytes(dtype_, out_features, in_features);
 }
@@ -80,7 +84,8 @@ void CpuBackend::gather_rows(const MatrixView& in, std::span<const int64_t> rows
   cpu::gather_rows(pool_, in, rows, out);
 }
 void CpuBackend::negative_log_likelihood(const MatrixView& hidden, const PackedLinear& head,
-                                         std::span<const int32_t> targets, std::span<double> nll) {
+                                         std::span<const int32_t> targets, const MatrixView&,
+                                         std::span<double> nll) {
   cpu::negative_log_likelihood(kernels_, pool_, hidden, packed(head), targets,
                                nll_workspace_.as<float>(), nll);
 }

@@ -17,7 +17,9 @@ class CpuBackend final : public Backend {
 
   std::string describe() const override;
   DType activation_dtype() const override { return dtype_; }
+  DType output_dtype() const override { return DType::kF32; }
   DType accumulator_dtype() const override { return DType::kF32; }
+  DeviceTraits traits() const override;
   int64_t free_bytes() const override { return available_host_bytes(); }
 
   Buffer allocate(int64_t bytes) override { return allocate_host(bytes); }
@@ -41,10 +43,12 @@ class CpuBackend final : public Backend {
   void attention(const StepPlan& plan, int64_t layer, const MatrixView& q, const KvCache& cache,
                  const MatrixView& out) override;
   void silu_mul(const MatrixView& gate_up, const MatrixView& out) override;
+  void end_layer(const StepPlan&) override {}  // ops are done when they return
   void gather_rows(const MatrixView& in, std::span<const int64_t> rows,
                    const MatrixView& out) override;
   void negative_log_likelihood(const MatrixView& hidden, const PackedLinear& head,
-                               std::span<const int32_t> targets, std::span<double> nll) override;
+                               std::span<const int32_t> targets, const MatrixView& workspace,
+                               std::span<double> nll) override;
   void sample(const MatrixView& logits, std::span<const SamplerRow> rows,
               std::span<int32_t> tokens) override;
   void download(const MatrixView& in, float* out) override;

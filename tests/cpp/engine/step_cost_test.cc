@@ -17,7 +17,7 @@ ModelConfig small_llama() {
 }
 
 TEST(StepCost, CountsTheArithmeticOfAChunk) {
-  const StepCost cost(small_llama());
+  const StepCost cost(small_llama(), 5e10);
   // 2 x 106,168,320 weights of linears per token; 4 x 30 x 9 x 64 per pair, T^2 / 2 pairs.
   EXPECT_DOUBLE_EQ(cost.flops(1000, 0), 1000 * 2.0 * 106168320 + 69120.0 * 500000);
   // Chunks add up to the whole.
@@ -25,7 +25,7 @@ TEST(StepCost, CountsTheArithmeticOfAChunk) {
 }
 
 TEST(StepCost, ChunksShrinkAsTheContextGrowsAndTheMachineSlows) {
-  StepCost cost(small_llama());
+  StepCost cost(small_llama(), 5e10);
   for (int i = 0; i < 50; ++i) cost.measured(2e12, 1.0);
   EXPECT_EQ(cost.fitting_tokens(512, 0), 512);
   const int64_t far = cost.fitting_tokens(512, 1000000);

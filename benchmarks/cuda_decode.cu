@@ -1,0 +1,270 @@
+// The CUDA backend's decode attention and its mma.sync prefill attention: first checked against
+// double precision over many shapes, then timed, decode in bytes of the cache read per second
+// beside a copy on the same card, prefill in TFLOP/s (a causal pair counts once).
+// Build: nvcc -std=c++20 -O3 -arch=native -I cpp -I cpp/include benchmarks/cuda_decode.cu
+//   cpp/backend/cuda/{attention_decode.cu,attention_prefill_mma.cu,decode_spans.cc,
+//   prefill_tiles.cc}; run: cuda_decode [--json] [--check]
+
+#include <cstring>
+
+#include "backend/cuda/attention_decode.h"
+#include "backend/cuda/attention_prefill_mma.h"
+#include "backend/cuda/prefill_tiles.h"
+#include "cuda_paged_cache.cuh"
+
+namespace longspan::cuda::bench {
+namespace {
+
+/// The work of a cache's sequences: those of at most `decode_rows` rows decode, others prefill.
+class Attention {
+ public:
+  Attention(const PagedCache& cache, int64_t decode_rows) : cache_(cache) {
+    std::vector<DecodeSeq> decode;
+    std::vector<PrefillSeq> prefill;
+    int64_t max_keys = 0;
+    for (const Seq& seq : cache.seqs()) {
+      const auto index = static_cast<int32_t>(decode.size() + prefill.size());
+      const auto rows = static_cast<int32_t>(seq.num_rows);
+      if (seq.num_rows <= decode_rows) {
+        decode.push_back({index, rows, seq.num_keys});
+        max_keys = std::max(max_keys, seq.num_keys);
+      } else {
+        prefill.push_back({index, rows, seq.num_keys - seq.num_rows});
+      }
+    }
+    const Shape& shape = cache.shape();
+    const DecodeSpans list(decode, shape.num_heads, shape.num_kv_heads);
+    const DecodeSizes sizes = max_decode_sizes(static_cast<int64_t>(decode.size()), decode_rows,
+                                               max_keys, shape.num_heads, shape.num_kv_heads);
+    if (static_cast<int64_t>(list.spans().size()) > sizes.spans ||
+        static_cast<int64_t>(list.merges().size()) > sizes.merges ||
+        list.partial_rows() > sizes.partial_rows) {
+      std::fprintf(stderr, "a work list is larger than max_decode_sizes says\n");
+      std::exit(1);
+    }
+    const std::vector<DecodeCounts> counts{
+        {static_cast<int32_t>(list.spans().size()), static_cast<int32_t>(list.merges().size())}};
+    std::vector<PrefillTile> tiles;
+    append_prefill_tiles(prefill, shape.num_heads, &tiles);
+    num_tiles_ = static_cast<int32_t>(tiles.size());
+    spans_ = std::make_unique<DeviceArray<DecodeSpan>>(list.spans());
+    merges_ = std::make_unique<DeviceArray<DecodeMerge>>(list.merges());
+    counts_ = std::make_unique<DeviceArray<DecodeCounts>>(counts);
+    tiles_ = std::make_unique<DeviceArray<PrefillTile>>(tiles);
+    const auto partial_rows = static_cast<size_t>(list.partial_rows());
+    partial_out_ =
+        std::make_unique<DeviceArray<float>>(partial_rows * static_cast<size_t>(shape.head_dim));
+    partial_lse_ = std::make_unique<DeviceArray<float>>(partial_rows);
+    work_ = {spans_->get(), merges_->get(), counts_->get(), partial_out_->get(),
+             partial_lse_->get()};
+    CUDA_CHECK(plan_decode(shape.head_dim, &launch_));
+    CUDA_CHECK(prepare_prefill_mma(shape.head_dim));
+  }
+
+  void decode() const { CUDA_CHECK(attention_decode(cache_.args(), work_, launch_, nullptr)); }
+  void prefill() const {
+    CUDA_CHECK(attention_prefill_mma(cache_.args(), tiles_->get(), num_tiles_, nullptr));
+  }
+
+ private:
+  const PagedCache& cache_;
+  std::unique_ptr<DeviceArray<DecodeSpan>> spans_;
+  std::unique_ptr<DeviceArray<DecodeMerge>> merges_;
+  std::unique_ptr<DeviceArray<DecodeCounts>> counts_;
+  std::unique_ptr<DeviceArray<PrefillTile>> tiles_;
+  std::unique_ptr<DeviceArray<float>> partial_out_;
+  std::unique_ptr<DeviceArray<float>> partial_lse_;
+  DecodeWork work_;
+  DecodeLaunch launch_;
+  int32_t num_tiles_ = 0;
+};
+
+struct Pool {
+  static constexpr int64_t kBytes = int64_t{9} << 30;  // more than 2^32 elements
+  DeviceArray<char> memory{kBytes};
+};
+
+std::string describe(const Shape& shape, const std::vector<Seq>& seqs) {
+  std::string text = "D " + std::to_string(shape.head_dim) + ", heads " +
+                     std::to_string(shape.num_heads) + "/" + std::to_string(shape.num_kv_heads) +
+                     ", block_len " + std::to_string(shape.block_len) + ", rows@keys";
+  for (const Seq& seq : seqs) {
+    text += " " + std::to_string(seq.num_rows) + "@" + std::to_string(seq.num_keys);
+  }
+  return text;
+}
+
+struct Case {
+  Shape shape;
+  int64_t decode_rows;  ///< sequences of at most so many rows decode
+  std::vector<Seq> seqs;
+};
+
+const Case kCases[] = {
+    {{128, 32, 8, 64}, 1, {{1, 1}, {1, 15}, {1, 16}, {1, 17}, {1, 511}, {1, 512}, {1, 513}}},
+    {{128, 32, 8, 64, 3}, 4, {{1, 70001}, {1, 33000}, {4, 4097}, {3, 3}, {2, 32769}}},
+    {{128, 32, 8, 256, 5}, 1, {{1, 5000}, {1, 255}, {1, 257}, {200, 1500}}},
+    {{64, 9, 3, 64}, 5, {{1, 2049}, {5, 700}, {1, 64}, {2, 1026}, {300, 300}}},
+    {{64, 16, 1, 128}, 2, {{1, 3001}, {2, 2000}, {129, 129}}},
+    {{80, 8, 8, 64}, 16, {{1, 1000}, {16, 1041}, {17, 40}, {130, 3000}}},
+    {{96, 24, 8, 128}, 1, {{1, 20000}, {100, 20100}}},
+    {{192, 16, 2, 64}, 1, {{1, 2500}, {257, 600}}},
+    {{256, 16, 4, 64}, 2, {{1, 9000}, {2, 1023}, {200, 777}}},
+    {{256, 8, 8, 128}, 1, {{1, 40000}, {64, 333}}},
+    {{8, 4, 2, 64}, 1, {{1, 777}, {70, 100}}},
+    {{128, 40, 2, 64}, 1, {{1, 6000}, {33, 200}}},  // groups of 20: two runs of pairs
+    {{128, 32, 8, 64}, 1, {{512, 4096}, {128, 128}, {127, 1000}, {2, 5}, {1, 6000}}},
+};
+
+bool check(Pool& pool) {
+  bool right = true;
+  for (const Case& c : kCases) {
+    const PagedCache cache(c.shape, c.seqs, pool.memory.get(), Pool::kBytes);
+    const Attention attention(cache, c.decode_rows);
+    attention.decode();
+    attention.prefill();
+    CUDA_CHECK(cudaDeviceSynchronize());
+    const double error = cache.error();
+    const bool good = error <= 1;
+    right &= good;
+    std::printf("%-5s error %.3f of allowed  %s (%.2fe9 elements addressed)\n",
+                good ? "ok" : "WRONG", error, describe(c.shape, c.seqs).c_str(),
+                static_cast<double>(cache.elements_addressed()) * 1e-9);
+    if (!good) std::printf("      %s\n", cache.worst().c_str());
+    std::fflush(stdout);
+  }
+  return right;
+}
+
+/// A sequence's result must be the same bits alone and in company.
+bool check_company(Pool& pool) {
+  const Shape shape;
+  const std::vector<Seq> alone{{1, 40001}};
+  const std::vector<Seq> together{{1, 40001}, {1, 100}, {2, 9000}, {1, 70000}};
+  std::vector<__nv_bfloat16> rows[2];
+  for (int i = 0; i < 2; ++i) {
+    const PagedCache cache(shape, i == 0 ? alone : together, pool.memory.get(), Pool::kBytes);
+    Attention(cache, 2).decode();
+    CUDA_CHECK(cudaDeviceSynchronize());
+    rows[i] = cache.out();
+    rows[i].resize(static_cast<size_t>(cache.width()));
+  }
+  const bool same = std::memcmp(rows[0].data(), rows[1].data(), rows[0].size() * 2) == 0;
+  std::printf("%-5s the same bits alone and in company\n", same ? "ok" : "WRONG");
+  return same;
+}
+
+/// The median of several runs of `launches` calls, in seconds per call.
+template <class Fn>
+double seconds(int launches, Fn fn) {
+  cudaEvent_t start;
+  cudaEvent_t stop;
+  CUDA_CHECK(cudaEventCreate(&start));
+  CUDA_CHECK(cudaEventCreate(&stop));
+  std::vector<float> times(7);
+  fn();
+  for (float& time : times) {
+    CUDA_CHECK(cudaEventRecord(start));
+    for (int i = 0; i < launches; ++i) fn();
+    CUDA_CHECK(cudaEventRecord(stop));
+    CUDA_CHECK(cudaEventSynchronize(stop));
+    CUDA_CHECK(cudaEventElapsedTime(&time, start, stop));
+  }
+  std::nth_element(times.begin(), times.begin() + 3, times.end());
+  cudaEventDestroy(start);
+  cudaEventDestroy(stop);
+  return 1e-3 * times[3] / launches;
+}
+
+struct Result {
+  std::string name;
+  double seconds;
+  double rate;
+  const char* unit;
+};
+
+std::vector<Result> measure(Pool& pool) {
+  std::vector<Result> results;
+  constexpr size_t kCopy = size_t{1} << 30;
+  char* memory = pool.memory.get();
+  const double copy = seconds(5, [&] {
+    CUDA_CHECK(cudaMemcpyAsync(memory + kCopy, memory, kCopy, cudaMemcpyDeviceToDevice));
+  });
+  results.push_back({"copy of 1 GiB", copy, 2e-9 * kCopy / copy, "GB/s"});
+
+  const auto decode = [&](const Shape& shape, int64_t batch, int64_t keys) {
+    const PagedCache cache(shape, std::vector<Seq>(static_cast<size_t>(batch), {1, keys}), memory,
+                           Pool::kBytes);
+    const Attention attention(cache, 1);
+    const double time = seconds(20, [&] { attention.decode(); });
+    const double bytes =
+        4.0 * static_cast<double>(batch * keys) * shape.num_kv_heads * shape.head_dim;
+    results.push_back({"decode D " + std::to_string(shape.head_dim) + " heads " +
+                           std::to_string(shape.num_heads) + "/" +
+                           std::to_string(shape.num_kv_heads) + " keys " + std::to_string(keys) +
+                           " batch " + std::to_string(batch),
+                       time, bytes * 1e-9 / time, "GB/s"});
+  };
+  decode({}, 1, 131072);
+  decode({}, 16, 32768);
+  decode({}, 64, 2048);
+  decode({}, 1, 2048);
+  decode({}, 1, 100000);
+  decode({64, 32, 8}, 1, 131072);
+  decode({256, 16, 4}, 1, 131072);
+  decode({128, 32, 8, 256}, 1, 131072);
+
+  const auto prefill = [&](const Shape& shape, int64_t rows, int64_t keys) {
+    const PagedCache cache(shape, {{rows, keys}}, memory, Pool::kBytes);
+    const Attention attention(cache, 0);
+    const double time = seconds(1, [&] { attention.prefill(); });
+    const double pairs = static_cast<double>(rows) *
+                         (static_cast<double>(keys) - static_cast<double>(rows - 1) / 2.0);
+    results.push_back({"prefill D " + std::to_string(shape.head_dim) + " heads " +
+                           std::to_string(shape.num_heads) + "/" +
+                           std::to_string(shape.num_kv_heads) + " rows " + std::to_string(rows) +
+                           " keys " + std::to_string(keys),
+                       time, 4e-12 * pairs * shape.num_heads * shape.head_dim / time, "TFLOP/s"});
+  };
+  prefill({}, 16384, 16384);
+  prefill({}, 65536, 65536);
+  prefill({}, 8192, 65536);
+  prefill({64, 32, 8}, 16384, 16384);
+  prefill({96, 32, 8}, 16384, 16384);
+  prefill({192, 16, 4}, 16384, 16384);
+  prefill({256, 16, 4}, 16384, 16384);
+  return results;
+}
+
+}  // namespace
+}  // namespace longspan::cuda::bench
+
+int main(int argc, char** argv) {
+  using namespace longspan::cuda::bench;
+  bool json = false;
+  bool check_only = false;
+  for (int i = 1; i < argc; ++i) {
+    json |= std::strcmp(argv[i], "--json") == 0;
+    check_only |= std::strcmp(argv[i], "--check") == 0;
+  }
+  cudaDeviceProp device;
+  CUDA_CHECK(cudaGetDeviceProperties(&device, 0));
+  Pool pool;
+  if (!json) {
+    std::printf("%s, %d SMs\n", device.name, device.multiProcessorCount);
+    if (!check(pool) || !check_company(pool)) return 1;
+  }
+  if (check_only) return 0;
+  const std::vector<Result> results = measure(pool);
+  if (json) std::printf("{\"device\": \"%s\", \"results\": [\n", device.name);
+  for (size_t i = 0; i < results.size(); ++i) {
+    const Result& r = results[i];
+    if (json) {
+      std::printf("  {\"name\": \"%s\", \"seconds\": %.4e, \"rate\": %.1f, \"unit\": \"%s\"}%s\n",
+                  r.name.c_str(), r.seconds, r.rate, r.unit, i + 1 < results.size() ? "," : "");
+    } else {
+      std::printf("%-50s %10.1f us %8.1f %s\n", r.name.c_str(), r.seconds * 1e6, r.rate, r.unit);
+    }
+  }
+  if (json) std::printf("]}\n");
+}

@@ -1,0 +1,312 @@
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "backend/cuda/attention.h"
+
+/// A paged cache of made-up keys and values in shuffled blocks, and attention over it computed the
+/// plain way in double precision. The numbers are a function of where they belong in the sequence,
+/// not of where they lie in memory: a kernel that reads the wrong place gets the wrong numbers.
+namespace longspan::cuda::bench {
+
+#define CUDA_CHECK(call)                                                 \
+  do {                                                                   \
+    const cudaError_t error_ = (call);                                   \
+    if (error_ != cudaSuccess) {                                         \
+      std::fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #call, \
+                   cudaGetErrorString(error_));                          \
+      std::exit(1);                                                      \
+    }                                                                    \
+  } while (0)
+
+/// Device memory of one type.
+template <class T>
+class DeviceArray {
+ public:
+  explicit DeviceArray(size_t size) : size_(size) {
+    CUDA_CHECK(cudaMalloc(&data_, std::max<size_t>(size, 1) * sizeof(T)));
+  }
+  explicit DeviceArray(const std::vector<T>& from) : DeviceArray(from.size()) {
+    CUDA_CHECK(cudaMemcpy(data_, from.data(), size_ * sizeof(T), cudaMemcpyHostToDevice));
+  }
+  DeviceArray(const DeviceArray&) = delete;
+  DeviceArray& operator=(const DeviceArray&) = delete;
+  ~DeviceArray() { cudaFree(data_); }
+
+  T* get() const { return data_; }
+  size_t size() const { return size_; }
+  std::vector<T> download() const {
+    std::vector<T> to(size_);
+    CUDA_CHECK(cudaMemcpy(to.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost));
+    return to;
+  }
+
+ private:
+  T* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+struct Seq {
+  int64_t num_rows = 0;
+  int64_t num_keys = 0;  ///< with those of its rows
+};
+
+struct Shape {
+  int head_dim = 128;
+  int num_heads = 32;
+  int num_kv_heads = 8;
+  int block_len = 64;
+  int num_layers = 1;
+};
+
+/// A number of [-1, 1) that depends on every argument; what: 0 query, 1 key, 2 value.
+__host__ __device__ inline float number(uint32_t what, uint32_t seq, uint32_t token, uint32_t head,
+                                        uint32_t col) {
+  uint32_t h = what * 0x9e3779b9U;
+  for (const uint32_t x : {seq, token, head, col}) {
+    h = (h ^ x) * 0x85ebca6bU;
+    h ^= h >> 15;
+  }
+  h *= 0xc2b2ae35U;
+  h ^= h >> 16;
+  return static_cast<float>(h >> 8) * 0x1p-23F - 1.0F;
+}
+
+static __global__ void fill_cache(AttentionArgs args, const int64_t* num_keys) {
+  const int seq = blockIdx.z;
+  const int head = blockIdx.y;
+  const int chunks = args.kv.panels_per_token * 8;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < num_keys[seq] * chunks;
+       i += int64_t{gridDim.x} * blockDim.x) {
+    const auto key = static_cast<int>(i / chunks);
+    const auto chunk = static_cast<int>(i % chunks);
+    const int block = args.plan.block_tables[args.plan.seqs[seq].table + key / args.kv.block_len];
+    char* tile = args.kv.key_tile(block, args.layer, head) +
+                 args.kv.chunk_offset(key % args.kv.block_len, chunk);
+    for (int c = 0; c < 8; ++c) {
+      const int col = chunk * 8 + c;
+      const bool real = col < args.kv.head_dim;
+      reinterpret_cast<__nv_bfloat16*>(tile)[c] =
+          __float2bfloat16(real ? number(1, seq, key, head, col) : 0.0F);
+      reinterpret_cast<__nv_bfloat16*>(tile + args.kv.tile_bytes)[c] =
+          __float2bfloat16(real ? number(2, seq, key, head, col) : 0.0F);
+    }
+  }
+}
+
+static __global__ void fill_queries(AttentionArgs args, __nv_bfloat16* q, float scale) {
+  const int row = blockIdx.x;
+  const int width = args.num_heads * args.kv.head_dim;
+  for (int col = threadIdx.x; col < width; col += blockDim.x) {
+    q[row * args.q_stride + col] = __float2bfloat16(scale * number(0, 0, row, 0, col));
+  }
+}
+
+/// One row and head per block. out [rows][2][head_dim]: the result, and the root of the sum of the
+/// squares of what it adds up, which says how far rounding weights may move it.
+static __global__ void reference_attention(AttentionArgs args, double* weights, int64_t max_keys,
+                                           double* out) {
+  __shared__ double shared[256];
+  const int row = blockIdx.x;
+  const int head = blockIdx.y;
+  const int dim = args.kv.head_dim;
+  const int kv_head = head / (args.num_heads / args.kv.num_kv_heads);
+  const int seq = args.plan.row_seq[row];
+  const SeqView view = args.plan.seqs[seq];
+  const int64_t keys = view.first_position + (row - view.first_row) + 1;
+  double* w = weights + (int64_t{row} * args.num_heads + head) * max_keys;
+  const __nv_bfloat16* q = args.q + row * args.q_stride + head * dim;
+  const auto rounded = [](float x) { return __bfloat162float(__float2bfloat16(x)); };
+  const auto reduce = [&](double x, bool max) {
+    shared[threadIdx.x] = x;
+    __syncthreads();
+    for (int i = 128; i > 0; i /= 2) {
+      if (threadIdx.x < i) {
+        const double a = shared[threadIdx.x];
+        const double b = shared[threadIdx.x + i];
+        shared[threadIdx.x] = max ? fmax(a, b) : a + b;
+      }
+      __syncthreads();
+    }
+    const double result = shared[0];
+    __syncthreads();
+    return result;
+  };
+
+  double largest = -INFINITY;
+  for (int64_t key = threadIdx.x; key < keys; key += 256) {
+    double s = 0;
+    for (int c = 0; c < dim; ++c) {
+      s += double{__bfloat162float(q[c])} *
+           rounded(number(1, seq, static_cast<uint32_t>(key), kv_head, c));
+    }
+    w[key] = s * view.scale_log2;
+    largest = fmax(largest, w[key]);
+  }
+  largest = reduce(largest, true);
+  double total = 0;
+  for (int64_t key = threadIdx.x; key < keys; key += 256) {
+    w[key] = exp2(w[key] - largest);
+    total += w[key];
+  }
+  total = reduce(total, false);
+  double* to = out + (int64_t{row} * args.num_heads + head) * 2 * dim;
+  for (int c = 0; c < dim; ++c) {
+    double sum = 0;
+    double squares = 0;
+    for (int64_t key = threadIdx.x; key < keys; key += 256) {
+      const double x =
+          w[key] / total * rounded(number(2, seq, static_cast<uint32_t>(key), kv_head, c));
+      sum += x;
+      squares += x * x;
+    }
+    sum = reduce(sum, false);
+    squares = reduce(squares, false);
+    if (threadIdx.x == 0) {
+      to[c] = sum;
+      to[dim + c] = sqrt(squares);
+    }
+  }
+}
+
+/// Sequences whose blocks lie shuffled anywhere in a pool of `pool_bytes`, with their queries. What
+/// no key fills is NaN, stale tokens of a last block included.
+class PagedCache {
+ public:
+  PagedCache(const Shape& shape, const std::vector<Seq>& seqs, char* pool, int64_t pool_bytes,
+             bool fill = true)
+      : shape_(shape),
+        seqs_(seqs),
+        num_rows_(std::accumulate(seqs.begin(), seqs.end(), int64_t{0},
+                                  [](int64_t n, const Seq& s) { return n + s.num_rows; })),
+        q_(static_cast<size_t>(num_rows_ * width())),
+        out_(static_cast<size_t>(num_rows_ * width())) {
+    args_.kv =
+        KvLayout::of({shape.num_layers, shape.num_kv_heads, shape.head_dim, shape.block_len}, pool);
+    std::vector<int32_t> ids(static_cast<size_t>(pool_bytes / args_.kv.block_bytes));
+    std::iota(ids.begin(), ids.end(), 0);
+    std::shuffle(ids.begin(), ids.end(), std::mt19937(1));
+    std::vector<SeqView> views;
+    std::vector<int32_t> row_seq;
+    std::vector<int64_t> num_keys;
+    int64_t table = 0;
+    for (const Seq& seq : seqs) {
+      SeqView view;
+      view.first_position = seq.num_keys - seq.num_rows;
+      view.table = table;
+      view.first_row = static_cast<int32_t>(row_seq.size());
+      view.num_rows = static_cast<int32_t>(seq.num_rows);
+      view.scale_log2 = 1.4426950408889634F / std::sqrt(static_cast<float>(shape.head_dim));
+      row_seq.insert(row_seq.end(), static_cast<size_t>(seq.num_rows),
+                     static_cast<int32_t>(views.size()));
+      views.push_back(view);
+      num_keys.push_back(seq.num_keys);
+      table += (seq.num_keys + shape.block_len - 1) / shape.block_len;
+    }
+    if (table > static_cast<int64_t>(ids.size())) {
+      std::fprintf(stderr, "expected a pool of %lld blocks, got %zu\n",
+                   static_cast<long long>(table), ids.size());
+      std::exit(1);
+    }
+    ids.resize(static_cast<size_t>(table));
+    last_block_ = *std::max_element(ids.begin(), ids.end());
+    views_ = std::make_unique<DeviceArray<SeqView>>(views);
+    tables_ = std::make_unique<DeviceArray<int32_t>>(ids);
+    row_seq_ = std::make_unique<DeviceArray<int32_t>>(row_seq);
+    args_.plan.seqs = views_->get();
+    args_.plan.block_tables = tables_->get();
+    args_.plan.row_seq = row_seq_->get();
+    args_.plan.num_seqs = static_cast<int32_t>(seqs.size());
+    args_.plan.num_tokens = static_cast<int32_t>(num_rows_);
+    args_.layer = shape.num_layers - 1;
+    args_.q = q_.get();
+    args_.out = out_.get();
+    args_.q_stride = args_.out_stride = width();
+    args_.num_heads = shape.num_heads;
+    if (!fill) return;
+    CUDA_CHECK(cudaMemset(pool, 0xff, static_cast<size_t>(pool_bytes)));
+    CUDA_CHECK(cudaMemset(out_.get(), 0xff, out_.size() * 2));
+    const DeviceArray<int64_t> keys(num_keys);
+    fill_cache<<<dim3(256, shape.num_kv_heads, static_cast<uint32_t>(seqs.size())), 256>>>(
+        args_, keys.get());
+    fill_queries<<<static_cast<uint32_t>(num_rows_), 256>>>(args_, q_.get(), 6.0F);
+    CUDA_CHECK(cudaDeviceSynchronize());
+  }
+
+  const AttentionArgs& args() const { return args_; }
+  const Shape& shape() const { return shape_; }
+  const std::vector<Seq>& seqs() const { return seqs_; }
+  int64_t width() const { return int64_t{shape_.num_heads} * shape_.head_dim; }
+  std::vector<__nv_bfloat16> out() const { return out_.download(); }
+  /// Elements of the pool up to the last block in use.
+  int64_t elements_addressed() const { return (last_block_ + 1) * args_.kv.block_bytes / 2; }
+
+  /// The largest error of `out`, 1 being what rounding accounts for: half a unit in the last place
+  /// of the result, twice over, and four times the likely effect of rounding each weight to
+  /// bfloat16. NaN when a value is.
+  double error() const {
+    int64_t max_keys = 0;
+    for (const Seq& seq : seqs_) max_keys = std::max(max_keys, seq.num_keys);
+    const auto rows = static_cast<size_t>(num_rows_ * shape_.num_heads);
+    const DeviceArray<double> weights(rows * static_cast<size_t>(max_keys));
+    const DeviceArray<double> expected_device(rows * 2 * static_cast<size_t>(shape_.head_dim));
+    reference_attention<<<dim3(static_cast<uint32_t>(num_rows_), shape_.num_heads), 256>>>(
+        args_, weights.get(), max_keys, expected_device.get());
+    CUDA_CHECK(cudaDeviceSynchronize());
+    const std::vector<double> expected = expected_device.download();
+    const std::vector<__nv_bfloat16> got = out();
+    const auto dim = static_cast<size_t>(shape_.head_dim);
+    double worst = 0;
+    for (size_t i = 0; i < got.size(); ++i) {
+      const double want = expected[i / dim * 2 * dim + i % dim];
+      const double noise = expected[i / dim * 2 * dim + dim + i % dim];
+      const double error = std::abs(double{__bfloat162float(got[i])} - want) /
+                           (std::abs(want) * 0x1p-8 + noise * 0x1p-7 + 1e-5);
+      if (!(error <= worst)) {
+        worst = error;
+        worst_at_ = i;
+        worst_pair_[0] = __bfloat162float(got[i]);
+        worst_pair_[1] = want;
+        if (std::isnan(error)) break;
+      }
+    }
+    return worst;
+  }
+  /// Where the last error() was, to find its cause.
+  std::string worst() const {
+    char text[160];
+    const auto w = static_cast<size_t>(width());
+    const auto dim = static_cast<size_t>(shape_.head_dim);
+    std::snprintf(text, sizeof text, "row %zu head %zu col %zu: got %g, expected %g", worst_at_ / w,
+                  worst_at_ % w / dim, worst_at_ % dim, worst_pair_[0], worst_pair_[1]);
+    return text;
+  }
+
+ private:
+  Shape shape_;
+  std::vector<Seq> seqs_;
+  int64_t num_rows_;
+  DeviceArray<__nv_bfloat16> q_;
+  DeviceArray<__nv_bfloat16> out_;
+  std::unique_ptr<DeviceArray<SeqView>> views_;
+  std::unique_ptr<DeviceArray<int32_t>> tables_;
+  std::unique_ptr<DeviceArray<int32_t>> row_seq_;
+  AttentionArgs args_;
+  int64_t last_block_ = 0;
+  mutable size_t worst_at_ = 0;
+  mutable double worst_pair_[2] = {};
+};
+
+}  // namespace longspan::cuda::bench

@@ -6,9 +6,11 @@
 #include <string>
 
 #include "backend/kv_cache.h"
+#include "backend/sampler.h"
 #include "backend/step.h"
 #include "core/matrix.h"
 #include "core/memory.h"
+#include "longspan/logprob.h"
 
 namespace longspan {
 
@@ -25,16 +27,6 @@ struct AttentionShape {
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;  ///< divides num_heads
   int64_t head_dim = 0;      ///< even; head_dim / 2 == inv_freq.size() of every profile
-};
-
-/// How the next token of one row is drawn.
-struct SamplerRow {
-  bool greedy = true;
-  float temperature = 1.0f;
-  int32_t top_k = 0;  ///< 0: all
-  float top_p = 1.0f;
-  uint64_t seed = 0;
-  int64_t position = 0;  ///< of the token drawn; seed and position alone fix the random number
 };
 
 /// What a device works best with, for the engine to size its steps by.
@@ -126,9 +118,16 @@ class Backend {
                                        std::span<const int32_t> targets,
                                        const MatrixView& workspace, std::span<double> nll) = 0;
 
-  /// Draws a token per row. logits: acc [R, V]; tokens[r] = -1 where the row is not finite.
+  /// Draws a token per row. logits: acc [R, V], the same after as before; tokens[r] = -1 where the
+  /// edited row is not finite.
   virtual void sample(const MatrixView& logits, std::span<const SamplerRow> rows,
                       std::span<int32_t> tokens) = 0;
+
+  /// Natural-log probabilities under softmax(logits). logits: acc [R, V]; tokens: [R];
+  /// 0 <= top <= min(V, kMaxLogprobs); out: [R][1 + top], first tokens[r], then the row's likeliest
+  /// tokens, likeliest first (among equals the lower id).
+  virtual void log_probabilities(const MatrixView& logits, std::span<const int32_t> tokens,
+                                 int64_t top, std::span<TokenLogprob> out) = 0;
 
   /// Copies to host memory as float32, rows packed without gaps. in: acc.
   virtual void download(const MatrixView& in, float* out) = 0;

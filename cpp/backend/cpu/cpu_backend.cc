@@ -3,6 +3,7 @@
 #include "backend/cpu/attention.h"
 #include "backend/cpu/kv_tiles.h"
 #include "backend/cpu/linear.h"
+#include "backend/cpu/log_probabilities.h"
 #include "backend/cpu/rotate_append.h"
 #include "backend/cpu/rows.h"
 #include "backend/cpu/sample.h"
@@ -92,6 +93,10 @@ void CpuBackend::negative_log_likelihood(const MatrixView& hidden, const PackedL
 void CpuBackend::sample(const MatrixView& logits, std::span<const SamplerRow> rows,
                         std::span<int32_t> tokens) {
   cpu::sample(pool_, logits, rows, tokens);
+}
+void CpuBackend::log_probabilities(const MatrixView& logits, std::span<const int32_t> tokens,
+                                   int64_t top, std::span<TokenLogprob> out) {
+  cpu::log_probabilities(kernels_, pool_, logits, tokens, top, out);
 }
 void CpuBackend::download(const MatrixView& in, float* out) { cpu::download(pool_, in, out); }
 

@@ -51,6 +51,8 @@ class CpuBackend final : public Backend {
                                std::span<double> nll) override;
   void sample(const MatrixView& logits, std::span<const SamplerRow> rows,
               std::span<int32_t> tokens) override;
+  void log_probabilities(const MatrixView& logits, std::span<const int32_t> tokens, int64_t top,
+                         std::span<TokenLogprob> out) override;
   void download(const MatrixView& in, float* out) override;
 
  private:

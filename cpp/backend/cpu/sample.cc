@@ -128,14 +128,20 @@ int32_t draw(std::span<const float> logits, float largest, const SamplerRow& row
     kept = narrow(logits, kept, weight, [&](double total) { return row.top_p * total; });
   }
 
+  // The largest logit weighs 1 and is always kept, so min_p is itself the least weight.
   double total = 0.0;
-  for_each_kept(logits, kept, [&](int32_t, float logit) { total += weight(logit); });
+  for_each_kept(logits, kept, [&](int32_t, float logit) {
+    const double w = weight(logit);
+    if (w >= row.min_p) total += w;
+  });
   const double stop = uniform_at(row.seed, row.position) * total;
   double cumulative = 0.0;
   int32_t drawn = -1;
   for_each_kept(logits, kept, [&](int32_t token, float logit) {
     if (cumulative > stop) return;
-    cumulative += weight(logit);
+    const double w = weight(logit);
+    if (w < row.min_p) return;
+    cumulative += w;
     if (cumulative > stop) drawn = token;
   });
   return drawn;
@@ -151,14 +157,27 @@ int32_t sample_row(std::span<const float> logits, const SamplerRow& row) {
   return draw(logits, largest.value, row);
 }
 
+void apply(std::span<LogitEdit> edits, float* logits) {
+  for (LogitEdit& edit : edits) {
+    const float x = edit.original = logits[edit.token];
+    logits[edit.token] = (x > 0 ? x / edit.penalty : x * edit.penalty) + edit.add;
+  }
+}
+
+void undo(std::span<const LogitEdit> edits, float* logits) {
+  for (const LogitEdit& edit : edits) logits[edit.token] = edit.original;
+}
+
 }  // namespace
 
 void sample(ThreadPool& pool, const MatrixView& logits, std::span<const SamplerRow> rows,
             std::span<int32_t> tokens) {
   pool.parallel_for(logits.rows, [&](int64_t r, int) {
-    const auto row = static_cast<size_t>(r);
-    tokens[row] =
-        sample_row({logits.row<const float>(r), static_cast<size_t>(logits.cols)}, rows[row]);
+    const auto i = static_cast<size_t>(r);
+    auto* row = logits.row<float>(r);
+    apply(rows[i].edits, row);
+    tokens[i] = sample_row({row, static_cast<size_t>(logits.cols)}, rows[i]);
+    undo(rows[i].edits, row);
   });
 }
 

@@ -18,7 +18,20 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 SamplerRow settings(float temperature, int32_t top_k, float top_p, uint64_t seed = 0,
                     int64_t position = 0) {
-  return {false, temperature, top_k, top_p, seed, position};
+  return {.greedy = false,
+          .temperature = temperature,
+          .top_k = top_k,
+          .top_p = top_p,
+          .seed = seed,
+          .position = position};
+}
+
+reference::SamplerSettings reference_settings(const SamplerRow& row) {
+  reference::SamplerSettings settings{row.temperature, row.top_k, row.top_p, row.min_p, {}};
+  for (const LogitEdit& edit : row.edits) {
+    settings.edits.push_back({static_cast<size_t>(edit.token), edit.penalty, edit.add});
+  }
+  return settings;
 }
 
 /// Samples rows of logits of the same width.
@@ -90,7 +103,7 @@ void expect_drawn_from(const Distribution& d) {
   constexpr int kDraws = 20000;
   const std::vector<double> logits(d.logits.begin(), d.logits.end());
   const std::vector<double> expected =
-      reference::sampler_probabilities(logits, d.row.temperature, d.row.top_k, d.row.top_p);
+      reference::sampler_probabilities(logits, reference_settings(d.row));
   std::vector<int> seen(logits.size(), 0);
   ThreadPool pool(1);
   std::vector<float> data = d.logits;
@@ -157,13 +170,72 @@ TEST(Sample, DrawsFromTheReferenceDistribution) {
   for (const Distribution& d : cases) expect_drawn_from(d);
 }
 
+TEST(Sample, DrawsFromTheReferenceDistributionAfterEditsAndMinP) {
+  const std::vector<float> logits = random_logits(301, 3.0, 11);
+  std::vector<LogitEdit> penalties;  // of likely, unlikely and negative ones alike
+  for (int32_t token = 0; token < 301; token += 2) {
+    penalties.push_back(
+        {.token = token, .penalty = 1.3f, .add = -0.1f * static_cast<float>(token % 7)});
+  }
+  std::vector<LogitEdit> bans;
+  for (int32_t token = 300; token >= 0; token -= 3) bans.push_back({.token = token, .add = -kInf});
+  std::vector<LogitEdit> rewards = {{.token = 7, .penalty = 0.5f, .add = 2.0f},
+                                    {.token = 9, .add = 4.0f}};
+  const auto with = [](SamplerRow row, float min_p, std::span<LogitEdit> edits) {
+    row.min_p = min_p;
+    row.edits = edits;
+    return row;
+  };
+  const std::vector<Distribution> cases = {
+      {"min_p", logits, with(settings(1.0f, 0, 1.0f, 21), 0.1f, {})},
+      {"min_p, hot", logits, with(settings(2.0f, 0, 1.0f, 22), 0.3f, {})},
+      {"min_p of 1", logits, with(settings(1.0f, 0, 1.0f, 23), 1.0f, {})},
+      {"min_p within top_p", logits, with(settings(1.0f, 0, 0.9f, 24), 0.02f, {})},
+      {"min_p after top_p", logits, with(settings(1.0f, 60, 0.6f, 25), 0.001f, {})},
+      {"penalties", logits, with(settings(1.0f, 0, 1.0f, 26), 0.0f, penalties)},
+      {"bans", logits, with(settings(1.0f, 0, 0.95f, 27), 0.0f, bans)},
+      {"rewards", logits, with(settings(1.5f, 20, 1.0f, 28), 0.05f, rewards)},
+  };
+  for (const Distribution& d : cases) expect_drawn_from(d);
+}
+
+TEST(SampleGreedy, TakesTheLargestEditedLogitAndLeavesTheLogitsAsTheyWere) {
+  std::vector<float> logits = {1, 4, 2, 3.5f, -1};
+  const std::vector<float> before = logits;
+  ThreadPool pool(1);
+  const auto greedy = [&](std::vector<LogitEdit> edits) {
+    const SamplerRow row{.edits = edits};
+    int32_t token = -2;
+    sample(pool, {logits.data(), DType::kF32, 1, 5, 5}, {&row, 1}, {&token, 1});
+    EXPECT_EQ(logits, before);
+    return token;
+  };
+  EXPECT_EQ(greedy({{.token = 1, .add = -kInf}}), 3);
+  EXPECT_EQ(greedy({{.token = 1, .penalty = 1.5f}, {.token = 3, .penalty = 1.5f}}), 1);
+  EXPECT_EQ(greedy({{.token = 1, .penalty = 2.5f}, {.token = 3, .penalty = 2.5f}}), 2);
+  EXPECT_EQ(greedy({{.token = 4, .penalty = 0.1f, .add = 4.2f}}), 4);
+  EXPECT_EQ(greedy({{.token = 0, .add = -kInf},
+                    {.token = 1, .add = -kInf},
+                    {.token = 2, .add = -kInf},
+                    {.token = 3, .add = -kInf},
+                    {.token = 4, .add = -kInf}}),
+            -1);
+  logits[2] = kNan;
+  std::vector<LogitEdit> ban = {{.token = 2, .add = -kInf}};  // hides no NaN
+  const SamplerRow row{.edits = ban};
+  int32_t token = -2;
+  sample(pool, {logits.data(), DType::kF32, 1, 5, 5}, {&row, 1}, {&token, 1});
+  EXPECT_EQ(token, -1);
+}
+
 TEST(Sample, KeepsExactlyTheReferenceSet) {
   // Over a large vocabulary every kept token is drawn only rarely; look at the set by its edges:
   // with the temperature high, all that is kept is nearly equally likely.
   const std::vector<float> logits = random_logits(2000, 1.0, 3);
   const std::vector<double> wide(logits.begin(), logits.end());
   const SamplerRow row = settings(100.0f, 30, 1.0f);
-  const std::vector<double> expected = reference::sampler_probabilities(wide, 100.0, 30, 1.0);
+  const std::vector<double> expected =
+      reference::sampler_probabilities(wide, reference_settings(row));
   std::set<int32_t> seen;
   for (int64_t position = 0; position < 1000; ++position) {
     SamplerRow at = row;

@@ -153,25 +153,37 @@ std::vector<double> softmax(std::span<const double> logits) {
   return result;
 }
 
-std::vector<double> sampler_probabilities(std::span<const double> logits, double temperature,
-                                          int64_t top_k, double top_p) {
-  std::vector<size_t> order(logits.size());
+std::vector<double> sampler_probabilities(std::span<const double> logits,
+                                          const SamplerSettings& settings) {
+  std::vector<double> edited(logits.begin(), logits.end());
+  for (const Edit& edit : settings.edits) {
+    double& x = edited[edit.token];
+    x = (x > 0 ? x / edit.penalty : x * edit.penalty) + edit.add;
+  }
+  std::vector<size_t> order(edited.size());
   std::iota(order.begin(), order.end(), size_t{0});
   std::stable_sort(order.begin(), order.end(),
-                   [&](size_t a, size_t b) { return logits[a] > logits[b]; });
-  if (top_k > 0) order.resize(std::min(order.size(), static_cast<size_t>(top_k)));
+                   [&](size_t a, size_t b) { return edited[a] > edited[b]; });
+  if (settings.top_k > 0) {
+    order.resize(std::min(order.size(), static_cast<size_t>(settings.top_k)));
+  }
 
   std::vector<double> scaled;
-  for (const size_t token : order) scaled.push_back(logits[token] / temperature);
+  for (const size_t token : order) scaled.push_back(edited[token] / settings.temperature);
   const std::vector<double> likeliest_first = softmax(scaled);
   size_t kept = 0;
   double cumulative = 0;
   do {
     cumulative += likeliest_first[kept++];
-  } while (kept < order.size() && cumulative < top_p);
+  } while (kept < order.size() && cumulative < settings.top_p);
 
-  std::vector<double> result(logits.size());
-  for (size_t i = 0; i < kept; ++i) result[order[i]] = likeliest_first[i] / cumulative;
+  std::vector<double> result(edited.size());
+  double total = 0;
+  for (size_t i = 0; i < kept; ++i) {
+    if (likeliest_first[i] < settings.min_p * likeliest_first[0]) break;
+    total += result[order[i]] = likeliest_first[i];
+  }
+  for (double& probability : result) probability /= total;
   return result;
 }
 

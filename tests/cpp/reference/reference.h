@@ -61,10 +61,25 @@ Matrix silu_mul(const Matrix& gate_up);
 double log_sum_exp(std::span<const double> logits);
 std::vector<double> softmax(std::span<const double> logits);
 
-/// What the sampler draws from: logits / temperature, the top_k largest (0: all; the lower index
-/// first among equals), softmax, then the smallest set of the likeliest whose probability reaches
-/// top_p, renormalised.
-std::vector<double> sampler_probabilities(std::span<const double> logits, double temperature,
-                                          int64_t top_k, double top_p);
+/// What changes one logit before a draw; see LogitEdit of backend/sampler.h.
+struct Edit {
+  size_t token;
+  double penalty;
+  double add;
+};
+
+struct SamplerSettings {
+  double temperature = 1;
+  int64_t top_k = 0;
+  double top_p = 1;
+  double min_p = 0;
+  std::vector<Edit> edits;
+};
+
+/// What the sampler draws from: edited logits / temperature, the top_k largest (0: all; the lower
+/// index first among equals), softmax, then the smallest set of the likeliest whose probability
+/// reaches top_p, of those the ones at least min_p times as likely as the likeliest, renormalised.
+std::vector<double> sampler_probabilities(std::span<const double> logits,
+                                          const SamplerSettings& settings);
 
 }  // namespace longspan::reference

@@ -1,10 +1,12 @@
 #include <pybind11/functional.h>
 
 #include <memory>
+#include <optional>
 
 #include "bindings/bindings.h"
 #include "bindings/fields.h"
 #include "bindings/request_view.h"
+#include "bindings/rope_length.h"
 #include "bindings/token_ids.h"
 #include "longspan/engine.h"
 
@@ -28,26 +30,57 @@ EnginePointer load(const std::string& model_dir, const EngineConfig& config,
   return EnginePointer(Engine::load(model_dir, config, progress).release());
 }
 
-HandleView submit(Engine& engine, Request request) {
+using OptionalRopeLength = std::optional<RopeLengthValue>;
+using SignalPointer = std::shared_ptr<Signal>;
+
+HandleView submit(Engine& engine, Request request, SignalPointer signal = nullptr) {
   py::gil_scoped_release release;
   const auto logit_rows = static_cast<int64_t>(request.logit_positions.size());
-  return {engine.submit(std::move(request)), logit_rows};
+  const int64_t logprobs_each = 1 + request.generation.logprobs.value_or(0);
+  return {engine.submit(std::move(request), std::move(signal)), logit_rows, logprobs_each};
 }
 
-HandleView generate(Engine& self, const py::object& input_ids, const GenerationConfig& config) {
+void check(const Engine& engine, const Request& request) {
+  py::gil_scoped_release release;
+  engine.check(request);
+}
+
+Request generate_request(const py::object& input_ids, const GenerationConfig& config,
+                         const OptionalRopeLength& rope_length, bool token_nll) {
   Request request;
   request.kind = RequestKind::kGenerate;
   request.input_ids = to_token_ids(input_ids, "input_ids");
   request.generation = config;
-  return submit(self, std::move(request));
+  request.token_nll = token_nll;
+  if (rope_length) request.rope_length = rope_length_from_python(*rope_length, "rope_length");
+  return request;
 }
 
-HandleView score(Engine& self, const py::object& input_ids, bool token_nll) {
+Request score_request(const py::object& input_ids, bool token_nll) {
   Request request;
   request.kind = RequestKind::kScore;
   request.input_ids = to_token_ids(input_ids, "input_ids");
   request.token_nll = token_nll;
-  return submit(self, std::move(request));
+  return request;
+}
+
+HandleView generate(Engine& self, const py::object& input_ids, const GenerationConfig& config,
+                    const OptionalRopeLength& rope_length, bool token_nll, SignalPointer signal) {
+  return submit(self, generate_request(input_ids, config, rope_length, token_nll),
+                std::move(signal));
+}
+
+void check_generate(const Engine& self, const py::object& input_ids, const GenerationConfig& config,
+                    const OptionalRopeLength& rope_length) {
+  check(self, generate_request(input_ids, config, rope_length, false));
+}
+
+HandleView score(Engine& self, const py::object& input_ids, bool token_nll) {
+  return submit(self, score_request(input_ids, token_nll));
+}
+
+void check_score(const Engine& self, const py::object& input_ids) {
+  check(self, score_request(input_ids, false));
 }
 
 HandleView logits(Engine& self, const py::object& input_ids, const py::object& positions) {
@@ -95,9 +128,17 @@ void bind_engine(py::module_& m) {
                   "Loads a Hugging Face model directory. progress(done_bytes, total_bytes) is "
                   "called while weights load; what it raises ends the loading.")
       .def("generate", &generate, py::arg("input_ids"), py::arg("config") = GenerationConfig(),
-           "Queues a request that continues input_ids.")
+           py::arg("rope_length") = py::none(), py::arg("token_nll") = false,
+           py::arg("signal") = py::none(),
+           "Queues a request that continues input_ids. rope_length: instead of the engine's; "
+           "token_nll: also score the prompt; signal: notified whenever the request moves on.")
+      .def("check_generate", &check_generate, py::arg("input_ids"),
+           py::arg("config") = GenerationConfig(), py::arg("rope_length") = py::none(),
+           "Raises what generate() would, without queuing anything.")
       .def("score", &score, py::arg("input_ids"), py::arg("token_nll") = false,
            "Queues a request for the negative log-likelihood of input_ids; token_nll: of each too.")
+      .def("check_score", &check_score, py::arg("input_ids"),
+           "Raises what score() would, without queuing anything.")
       .def("logits", &logits, py::arg("input_ids"), py::arg("positions"),
            "Queues a request for the logits at ascending positions of input_ids.")
       .def("rope_profile", &Engine::rope_profile, py::arg("prompt_tokens"),

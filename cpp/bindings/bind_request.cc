@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <utility>
 
 #include "bindings/bindings.h"
 #include "bindings/fields.h"
 #include "bindings/request_view.h"
+#include "longspan/signal.h"
 
 namespace longspan::bindings {
 namespace {
@@ -33,8 +35,10 @@ const char* finish_reason_name(FinishReason reason) {
   return "unknown";
 }
 
-/// Waits without the GIL but wakes ten times a second for signals, so that Ctrl-C works.
-bool wait_for(const HandleView& self, double timeout_s) {
+/// Calls wait(slice), which waits, without the GIL until it returns true or the time is over; wakes
+/// ten times a second for signals, so that Ctrl-C works. False when the time is over.
+template <class Wait>
+bool wait_in_slices(double timeout_s, Wait wait) {
   using Clock = std::chrono::steady_clock;
   constexpr double kSignalPeriodS = 0.1;
   constexpr double kForeverS = 1e9;
@@ -48,11 +52,31 @@ bool wait_for(const HandleView& self, double timeout_s) {
         static_cast<int64_t>(std::ceil(1000 * std::clamp(left_s, 0.0, kSignalPeriodS))));
     {
       py::gil_scoped_release release;
-      if (self.handle.wait_for(slice)) return true;
+      if (wait(slice)) return true;
     }
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     if (left_s <= kSignalPeriodS) return false;
   }
+}
+
+bool wait_for(const HandleView& self, double timeout_s) {
+  return wait_in_slices(timeout_s, [&](auto slice) { return self.handle.wait_for(slice); });
+}
+
+bool wait_for_tokens(const HandleView& self, int64_t count, double timeout_s) {
+  return wait_in_slices(timeout_s,
+                        [&](auto slice) { return self.handle.wait_for_tokens(count, slice); });
+}
+
+/// [tokens][1 + n] as lists of (token, log probability).
+std::vector<std::vector<std::pair<int32_t, float>>> split_logprobs(
+    const std::vector<TokenLogprob>& flat, int64_t each) {
+  std::vector<std::vector<std::pair<int32_t, float>>> result;
+  for (size_t i = 0; i < flat.size(); ++i) {
+    if (i % static_cast<size_t>(each) == 0) result.emplace_back();
+    result.back().emplace_back(flat[i].token, flat[i].logprob);
+  }
+  return result;
 }
 
 OutputView wait(const HandleView& self) {
@@ -82,6 +106,10 @@ auto output_field(Value RequestOutput::* member) {
 void bind_output(py::module_& m) {
   ResultClass<OutputView>(m, "RequestOutput", "The result of a request.")
       .property("token_ids", output_field(&RequestOutput::token_ids))
+      .property("logprobs",
+                [](const OutputView& self) {
+                  return split_logprobs(self.output->logprobs, self.source.logprobs_each);
+                })
       .property(
           "finish_reason",
           [](const OutputView& self) { return finish_reason_name(self.output->finish_reason); })
@@ -111,14 +139,38 @@ void bind_request(py::module_& m) {
   bind_output(m);
 
   using Unlocked = py::call_guard<py::gil_scoped_release>;
+  py::class_<Signal, std::shared_ptr<Signal>>(
+      m, "Signal",
+      "Wakes one waiting thread whenever one of the requests it was given to moves on.")
+      .def(py::init())
+      .def(
+          "wait_for",
+          [](Signal& self, double timeout_s) {
+            return wait_in_slices(timeout_s, [&](auto slice) { return self.wait_for(slice); });
+          },
+          py::arg("timeout_s"),
+          "True as soon as something has moved since the last call; False when the time is over.")
+      .def("notify", &Signal::notify, Unlocked(), "Something has moved.");
+
   py::class_<HandleView>(m, "RequestHandle", "Follows one request; outlives its engine.")
       .def("wait_for", &wait_for, py::arg("timeout_s"),
            "Waits until the request has finished or the time is over; True when it has finished.")
+      .def("wait_for_tokens", &wait_for_tokens, py::arg("count"), py::arg("timeout_s"),
+           "Waits for more than count tokens, the end or the time to be over; False when it is "
+           "over.")
       .def("wait", &wait, "Waits for the end and returns the result, or raises what ended it.")
       .def(
           "tokens_from",
           [](const HandleView& self, int64_t start) { return self.handle.tokens_from(start); },
           py::arg("start"), Unlocked(), "Generated tokens from index start on; returns at once.")
+      .def(
+          "logprobs_from",
+          [](const HandleView& self, int64_t start) {
+            return split_logprobs(self.handle.logprobs_from(start), self.logprobs_each);
+          },
+          py::arg("start"),
+          "Their log probabilities as lists of (token, log probability), the generated token "
+          "first.")
       .def(
           "progress", [](const HandleView& self) { return self.handle.progress(); }, Unlocked())
       .def(

@@ -83,12 +83,16 @@ class Engine::Impl {
 
   ~Impl() { close(); }
 
-  RequestHandle submit(Request request) {
-    const RequestLengths lengths = resolve_lengths(request, config_, model_.max_position_embeddings,
-                                                   model_.vocab_size, plan_.kv_capacity);
+  RequestLengths lengths_of(const Request& request) const {
+    return resolve_lengths(request, config_, model_.max_position_embeddings, model_.vocab_size,
+                           plan_.kv_capacity);
+  }
+
+  RequestHandle submit(Request request, std::shared_ptr<Signal> signal) {
+    const RequestLengths lengths = lengths_of(request);
     const uint64_t seed = request.generation.seed.value_or(random_seed());
-    auto state = std::make_shared<RequestState>(std::move(request), lengths,
-                                                rope_->profile(lengths.rope_length), seed);
+    auto state = std::make_shared<RequestState>(
+        std::move(request), lengths, rope_->profile(lengths.rope_length), seed, std::move(signal));
     {
       const std::lock_guard lock(mutex_);
       if (closing_) throw EngineClosed("submit: expected an open engine, got a closed one");
@@ -257,7 +261,10 @@ std::unique_ptr<Engine> Engine::load(const std::string& model_dir, const EngineC
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() = default;
 
-RequestHandle Engine::submit(Request request) { return impl_->submit(std::move(request)); }
+RequestHandle Engine::submit(Request request, std::shared_ptr<Signal> signal) {
+  return impl_->submit(std::move(request), std::move(signal));
+}
+void Engine::check(const Request& request) const { impl_->lengths_of(request); }
 
 RequestOutput Engine::run(Request request, const ProgressCallback& on_progress) {
   const RequestHandle handle = submit(std::move(request));

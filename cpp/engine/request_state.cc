@@ -13,11 +13,12 @@ double seconds(std::chrono::steady_clock::duration d) {
 }  // namespace
 
 RequestState::RequestState(Request request_, const RequestLengths& lengths_, RopeProfile profile_,
-                           uint64_t seed_)
+                           uint64_t seed_, std::shared_ptr<Signal> signal)
     : request(std::move(request_)),
       lengths(lengths_),
       profile(std::make_shared<const RopeProfile>(std::move(profile_))),
-      seed(seed_) {
+      seed(seed_),
+      signal_(std::move(signal)) {
   output_.input_token_len = lengths.prompt;
   output_.rope_profile = *profile;
   output_.seed = seed;
@@ -40,9 +41,16 @@ void RequestState::set_prefill(int64_t tokens, double work) {
   }
 }
 
-void RequestState::add_token(int32_t id) {
+void RequestState::moved() {
+  moved_.notify_all();
+  if (signal_) signal_->notify();
+}
+
+void RequestState::add_token(int32_t id, std::span<const TokenLogprob> logprobs) {
   const std::lock_guard lock(mutex_);
   output_.token_ids.push_back(id);
+  output_.logprobs.insert(output_.logprobs.end(), logprobs.begin(), logprobs.end());
+  moved();
 }
 
 void RequestState::add_nll(const std::vector<double>& nll) {
@@ -62,7 +70,7 @@ void RequestState::end_locked() {
   finished_ = true;
   ended_ = Clock::now();
   if (prefilled_ != Clock::time_point{}) output_.decode_s = seconds(ended_ - prefilled_);
-  done_.notify_all();
+  moved();
 }
 
 void RequestState::finish(FinishReason reason) {
@@ -79,12 +87,18 @@ void RequestState::fail(std::exception_ptr error) {
 
 bool RequestState::wait_for(std::chrono::milliseconds timeout) {
   std::unique_lock lock(mutex_);
-  return done_.wait_for(lock, timeout, [this] { return finished(); });
+  return moved_.wait_for(lock, timeout, [this] { return finished(); });
+}
+
+bool RequestState::wait_for_tokens(int64_t count, std::chrono::milliseconds timeout) {
+  std::unique_lock lock(mutex_);
+  return moved_.wait_for(lock, timeout,
+                         [&] { return finished() || std::ssize(output_.token_ids) > count; });
 }
 
 const RequestOutput& RequestState::wait() {
   std::unique_lock lock(mutex_);
-  done_.wait(lock, [this] { return finished(); });
+  moved_.wait(lock, [this] { return finished(); });
   if (error_) std::rethrow_exception(error_);
   return output_;  // nobody writes it any more
 }
@@ -94,6 +108,14 @@ std::vector<int32_t> RequestState::tokens_from(int64_t from) {
   const auto size = static_cast<int64_t>(output_.token_ids.size());
   const int64_t begin = std::clamp<int64_t>(from, 0, size);
   return {output_.token_ids.begin() + begin, output_.token_ids.end()};
+}
+
+std::vector<TokenLogprob> RequestState::logprobs_from(int64_t from) {
+  const std::lock_guard lock(mutex_);
+  const auto size = static_cast<int64_t>(output_.logprobs.size());
+  const int64_t each = 1 + request.generation.logprobs.value_or(0);
+  const int64_t begin = std::clamp<int64_t>(from, 0, size / each) * each;
+  return {output_.logprobs.begin() + begin, output_.logprobs.end()};
 }
 
 Progress RequestState::progress() {
@@ -118,6 +140,12 @@ bool RequestHandle::wait_for(std::chrono::milliseconds timeout) const {
 const RequestOutput& RequestHandle::wait() const { return state_->wait(); }
 std::vector<int32_t> RequestHandle::tokens_from(int64_t from) const {
   return state_->tokens_from(from);
+}
+bool RequestHandle::wait_for_tokens(int64_t count, std::chrono::milliseconds timeout) const {
+  return state_->wait_for_tokens(count, timeout);
+}
+std::vector<TokenLogprob> RequestHandle::logprobs_from(int64_t from) const {
+  return state_->logprobs_from(from);
 }
 Progress RequestHandle::progress() const { return state_->progress(); }
 void RequestHandle::cancel() const { state_->cancel(); }

@@ -6,17 +6,20 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <vector>
 
 #include "engine/lengths.h"
 #include "longspan/request.h"
+#include "longspan/signal.h"
 
 namespace longspan {
 
 /// What a RequestHandle and the engine thread share. Every method is thread-safe.
 class RequestState {
  public:
-  RequestState(Request request, const RequestLengths& lengths, RopeProfile profile, uint64_t seed);
+  RequestState(Request request, const RequestLengths& lengths, RopeProfile profile, uint64_t seed,
+               std::shared_ptr<Signal> signal = nullptr);
 
   const Request request;
   const RequestLengths lengths;
@@ -29,7 +32,8 @@ class RequestState {
   void start();
   /// tokens of the prompt are done, which is `work` of [0, 1] of the prefill's arithmetic.
   void set_prefill(int64_t tokens, double work);
-  void add_token(int32_t id);
+  /// logprobs: [1 + GenerationConfig::logprobs], or none.
+  void add_token(int32_t id, std::span<const TokenLogprob> logprobs);
   void add_nll(const std::vector<double>& nll);
   void add_logits(const float* row, int64_t count);
   void finish(FinishReason reason);
@@ -40,8 +44,10 @@ class RequestState {
   // ---- the handle's side; see RequestHandle ----
 
   bool wait_for(std::chrono::milliseconds timeout);
+  bool wait_for_tokens(int64_t count, std::chrono::milliseconds timeout);
   const RequestOutput& wait();
   std::vector<int32_t> tokens_from(int64_t from);
+  std::vector<TokenLogprob> logprobs_from(int64_t from);
   Progress progress();
   void cancel() { cancelled_ = true; }
 
@@ -49,12 +55,14 @@ class RequestState {
   using Clock = std::chrono::steady_clock;
 
   void end_locked();
+  void moved();
 
+  const std::shared_ptr<Signal> signal_;  // may be null
   const Clock::time_point submitted_ = Clock::now();
   std::atomic<bool> cancelled_ = false;
   std::atomic<bool> finished_ = false;  // written under mutex_
   std::mutex mutex_;
-  std::condition_variable done_;
+  std::condition_variable moved_;  // a token or the end has come
   // All below are guarded by mutex_.
   std::exception_ptr error_;
   RequestOutput output_;

@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "engine/logit_edits.h"
 #include "engine/request_state.h"
 #include "kv/block_table.h"
 
@@ -19,6 +20,7 @@ struct Sequence {
   std::vector<int32_t> tokens;       ///< prompt, then generated
   int64_t num_computed = 0;          ///< tokens whose keys and values are in the cache
   std::optional<BlockTable> blocks;  ///< from admission on
+  std::optional<LogitEdits> edits;   ///< from the first token on, where there are any
 
   int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
   bool in_prefill() const { return num_computed < state->lengths.prompt; }

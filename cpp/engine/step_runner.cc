@@ -30,6 +30,7 @@ bool wants_rows(const ScheduledSequence& part) {
   const Request& request = sequence.state->request;
   const int64_t first = sequence.num_computed;
   const int64_t end = first + part.num_tokens;
+  if (request.token_nll && sequence.in_prefill()) return true;
   switch (request.kind) {
     case RequestKind::kScore:
       return true;
@@ -109,6 +110,8 @@ bool StepRunner::run(const std::vector<ScheduledSequence>& step) {
         }
         break;
       case RequestKind::kGenerate:
+        if (was_prefill && state.request.token_nll) score(*sequence, row, first, count);
+        if (state.finished()) break;  // its scores were not finite
         if (!sequence->in_prefill() && state.lengths.max_new_tokens > 0) {
           to_sample.push_back({sequence, row + count - 1});
         }
@@ -135,7 +138,7 @@ bool StepRunner::run(const std::vector<ScheduledSequence>& step) {
 void StepRunner::score(Sequence& sequence, int64_t first_row, int64_t first_position,
                        int64_t count) {
   // The last token of the prompt predicts nothing that could be scored.
-  const int64_t scored = std::min(count, sequence.num_tokens() - 1 - first_position);
+  const int64_t scored = std::min(count, sequence.state->lengths.prompt - 1 - first_position);
   if (scored <= 0) return;
   std::vector<int64_t> rows;
   std::vector<int32_t> targets;
@@ -168,26 +171,60 @@ void StepRunner::copy_logits(const std::vector<LogitRow>& rows) {
   }
 }
 
-void StepRunner::sample(const std::vector<LogitRow>& rows) {
+void StepRunner::sample(std::vector<LogitRow> rows) {
   if (rows.empty()) return;
+  // Those whose log probabilities are asked for come first, and share a pass.
+  const auto asked = std::stable_partition(rows.begin(), rows.end(), [](const LogitRow& row) {
+    return row.sequence->state->request.generation.logprobs.has_value();
+  });
   std::vector<int64_t> indices;
   std::vector<SamplerRow> samplers;
   for (const auto& [sequence, row] : rows) {
     const GenerationConfig& g = sequence->state->request.generation;
+    if (!sequence->edits && LogitEdits::needed(g)) {
+      sequence->edits.emplace(g, sequence->state->request.input_ids, config_.eos_token_ids);
+    }
     indices.push_back(row);
     samplers.push_back({.greedy = !g.do_sample,
                         .temperature = static_cast<float>(g.temperature),
                         .top_k = g.top_k,
                         .top_p = static_cast<float>(g.top_p),
+                        .min_p = static_cast<float>(g.min_p),
                         .seed = sequence->state->seed,
-                        .position = sequence->num_tokens()});
+                        .position = sequence->num_tokens(),
+                        .edits = sequence->edits ? sequence->edits->next(sequence->tokens)
+                                                 : std::span<LogitEdit>{}});
   }
   std::vector<int32_t> tokens(rows.size());
-  backend_.sample(decoder_.logits(indices), samplers, tokens);
-  for (size_t i = 0; i < rows.size(); ++i) deliver(*rows[i].sequence, tokens[i]);
+  const MatrixView logits = decoder_.logits(indices);
+  backend_.sample(logits, samplers, tokens);
+  const auto with_logprobs = static_cast<size_t>(asked - rows.begin());
+  const std::vector<TokenLogprob> logprobs =
+      log_probabilities(logits, {rows.data(), with_logprobs}, tokens);
+  const size_t each = with_logprobs > 0 ? logprobs.size() / with_logprobs : 0;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const auto own = std::span(logprobs).subspan(i < with_logprobs ? i * each : 0);
+    deliver(*rows[i].sequence, tokens[i], own);
+  }
 }
 
-void StepRunner::deliver(Sequence& sequence, int32_t token) const {
+std::vector<TokenLogprob> StepRunner::log_probabilities(const MatrixView& logits,
+                                                        std::span<const LogitRow> rows,
+                                                        std::span<const int32_t> tokens) const {
+  if (rows.empty()) return {};
+  int32_t top = 0;
+  for (const LogitRow& row : rows) {
+    top = std::max(top, *row.sequence->state->request.generation.logprobs);
+  }
+  std::vector<int32_t> drawn;  // a token of a row that is not finite is not delivered
+  for (size_t i = 0; i < rows.size(); ++i) drawn.push_back(std::max(tokens[i], 0));
+  std::vector<TokenLogprob> result(rows.size() * static_cast<size_t>(1 + top));
+  backend_.log_probabilities(logits.rows_from(0, std::ssize(rows)), drawn, top, result);
+  return result;
+}
+
+void StepRunner::deliver(Sequence& sequence, int32_t token,
+                         std::span<const TokenLogprob> logprobs) const {
   RequestState& state = *sequence.state;
   if (token < 0) return state.fail(not_finite("logits"));
   const GenerationConfig& g = state.request.generation;
@@ -198,7 +235,7 @@ void StepRunner::deliver(Sequence& sequence, int32_t token) const {
     return state.finish(FinishReason::kStop);
   }
   sequence.tokens.push_back(token);
-  state.add_token(token);
+  state.add_token(token, logprobs.first(g.logprobs ? static_cast<size_t>(*g.logprobs) + 1 : 0));
   if (sequence.num_tokens() == state.lengths.total()) {
     state.finish(state.lengths.clamped ? FinishReason::kContextFull : FinishReason::kLength);
   }

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "engine/scheduler.h"
@@ -30,9 +31,12 @@ class StepRunner {
   bool forward(const std::vector<ScheduledSequence>& step);
   void report_layer(const std::vector<ScheduledSequence>& step, int64_t layers_done) const;
   void score(Sequence& sequence, int64_t first_row, int64_t first_position, int64_t count);
-  void sample(const std::vector<LogitRow>& rows);
+  void sample(std::vector<LogitRow> rows);
+  std::vector<TokenLogprob> log_probabilities(const MatrixView& logits,
+                                              std::span<const LogitRow> rows,
+                                              std::span<const int32_t> tokens) const;
   void copy_logits(const std::vector<LogitRow>& rows);
-  void deliver(Sequence& sequence, int32_t token) const;
+  void deliver(Sequence& sequence, int32_t token, std::span<const TokenLogprob> logprobs) const;
 
   const ModelConfig& config_;
   Backend& backend_;

@@ -60,6 +60,13 @@ class GenerationConfig:
     temperature: float
     top_k: int
     top_p: float
+    min_p: float
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    min_new_tokens: int
+    bad_sequences: list[list[int]]
+    logprobs: int | None
     seed: int | None
     stop_token_ids: list[int]
     ignore_eos: bool
@@ -83,8 +90,14 @@ class Progress:
     tokens_per_s: float
     eta_s: float
 
+class Signal:
+    def __init__(self) -> None: ...
+    def wait_for(self, timeout_s: float) -> bool: ...
+    def notify(self) -> None: ...
+
 class RequestOutput:
     token_ids: list[int]
+    logprobs: list[list[tuple[int, float]]]  # [tokens][1 + n]: the token, then the likeliest
     finish_reason: str  # "stop", "length", "context_full", "cancelled"
     input_token_len: int
     rope_profile: RopeProfile
@@ -100,7 +113,9 @@ class RequestOutput:
 class RequestHandle:
     def wait_for(self, timeout_s: float) -> bool: ...
     def wait(self) -> RequestOutput: ...
+    def wait_for_tokens(self, count: int, timeout_s: float) -> bool: ...
     def tokens_from(self, start: int) -> list[int]: ...
+    def logprobs_from(self, start: int) -> list[list[tuple[int, float]]]: ...
     def progress(self) -> Progress: ...
     def cancel(self) -> None: ...
 
@@ -160,10 +175,20 @@ class Engine:
         self,
         input_ids: Sequence[int] | npt.NDArray[Any],
         config: GenerationConfig | _GenerationOptions = ...,
+        rope_length: str | int | None = None,
+        token_nll: bool = False,
+        signal: Signal | None = None,
     ) -> RequestHandle: ...
+    def check_generate(
+        self,
+        input_ids: Sequence[int] | npt.NDArray[Any],
+        config: GenerationConfig | _GenerationOptions = ...,
+        rope_length: str | int | None = None,
+    ) -> None: ...
     def score(
         self, input_ids: Sequence[int] | npt.NDArray[Any], token_nll: bool = False
     ) -> RequestHandle: ...
+    def check_score(self, input_ids: Sequence[int] | npt.NDArray[Any]) -> None: ...
     def logits(
         self, input_ids: Sequence[int] | npt.NDArray[Any], positions: Sequence[int]
     ) -> RequestHandle: ...

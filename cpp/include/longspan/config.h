@@ -39,9 +39,19 @@ struct GenerationConfig {
   double temperature = 1.0;                     ///< > 0
   int top_k = 0;                                ///< >= 0; 0: all tokens
   double top_p = 1.0;                           ///< (0, 1]
-  std::optional<uint64_t> seed;                 ///< nullopt: drawn at random and reported
-  std::vector<int32_t> stop_token_ids;          ///< in addition to the model's end tokens
-  bool ignore_eos = false;                      ///< do not stop at the model's end tokens
+  double min_p = 0.0;  ///< [0, 1]: least probability, as a share of the likeliest token's
+  double repetition_penalty = 1.0;  ///< > 0, for tokens of the prompt and the output; 1: none
+  double frequency_penalty = 0.0;   ///< finite, for each time the token is in the output
+  double presence_penalty = 0.0;    ///< finite, once for a token that is in the output
+  int64_t min_new_tokens = 0;       ///< >= 0; no end or stop token comes before
+  /// A token that would complete one of these is never drawn; each >= 1 token, prompt included.
+  std::vector<std::vector<int32_t>> bad_sequences;
+  /// With each token its log probability and those of this many likeliest ones, at most
+  /// kMaxLogprobs; nullopt: none.
+  std::optional<int32_t> logprobs;
+  std::optional<uint64_t> seed;         ///< nullopt: drawn at random and reported
+  std::vector<int32_t> stop_token_ids;  ///< in addition to the model's end tokens
+  bool ignore_eos = false;              ///< do not stop at the model's end tokens
 };
 
 }  // namespace longspan

@@ -10,6 +10,7 @@
 #include "longspan/export.h"
 #include "longspan/plan.h"
 #include "longspan/request.h"
+#include "longspan/signal.h"
 
 namespace longspan {
 
@@ -58,7 +59,12 @@ class LONGSPAN_API Engine {
 
   /// Validates and queues a request; the work happens in the background.
   /// Throws ContextTooLong, CapacityError, InvalidArgument or EngineClosed before any work.
-  RequestHandle submit(Request request);
+  /// signal: notified whenever the request moves on; null: none.
+  RequestHandle submit(Request request, std::shared_ptr<Signal> signal = nullptr);
+
+  /// Throws what submit() would, without submitting. A list can so be refused before any of it
+  /// runs.
+  void check(const Request& request) const;
 
   /// submit() and wait, reporting progress in the calling thread. An exception thrown by the
   /// callback cancels the request and propagates.

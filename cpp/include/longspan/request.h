@@ -10,6 +10,7 @@
 
 #include "longspan/config.h"
 #include "longspan/export.h"
+#include "longspan/logprob.h"
 #include "longspan/rope.h"
 
 namespace longspan {
@@ -26,7 +27,8 @@ struct Request {
   std::vector<int32_t> input_ids;        ///< kGenerate, kLogits: >= 1 ids; kScore: >= 2
   GenerationConfig generation;           ///< kGenerate only
   std::vector<int64_t> logit_positions;  ///< kLogits only: ascending, each in [0, input_ids.size())
-  bool token_nll = false;                ///< kScore only: also return the likelihood of every token
+  bool token_nll = false;  ///< kScore, kGenerate: also return the likelihood of every prompt token
+  std::optional<RopeLength> rope_length;  ///< instead of EngineConfig's
 };
 
 enum class FinishReason {
@@ -50,14 +52,18 @@ struct Progress {
 /// The result of a request.
 struct RequestOutput {
   std::vector<int32_t> token_ids;  ///< generated; the token that stopped it is left out
+  /// GenerationConfig::logprobs = n: [token_ids.size()][1 + n], the token itself, then the
+  /// likeliest ones, likeliest first.
+  std::vector<TokenLogprob> logprobs;
   FinishReason finish_reason = FinishReason::kNone;
   int64_t input_token_len = 0;
   RopeProfile rope_profile;  ///< the profile every token of the request was rotated with
   uint64_t seed = 0;         ///< what sampling used
-  /// kScore: natural-log units, position i scores input_ids[i + 1]; float64 sum in order of i.
+  /// kScore, or with Request::token_nll: natural-log units, position i scores input_ids[i + 1];
+  /// float64 sum in order of i.
   double nll_sum = 0.0;
   int64_t nll_count = 0;
-  std::vector<double> token_nll;  ///< kScore with Request::token_nll: [nll_count], its summands
+  std::vector<double> token_nll;  ///< with Request::token_nll: [nll_count], the summands
   std::vector<float> logits;      ///< kLogits: [logit_positions.size()][vocab_size], row-major
   double queue_s = 0.0;           ///< submission to first step
   double prefill_s = 0.0;         ///< first step to the end of the prefill
@@ -78,8 +84,15 @@ class LONGSPAN_API RequestHandle {
   /// EngineClosed); a cancelled request returns with FinishReason::kCancelled.
   const RequestOutput& wait() const;
 
+  /// Waits until more than `count` tokens are generated, the request has finished or the time is
+  /// over; false when it is over.
+  bool wait_for_tokens(int64_t count, std::chrono::milliseconds timeout) const;
+
   /// Generated tokens from index `from` on; returns at once. The way to stream.
   std::vector<int32_t> tokens_from(int64_t from) const;
+
+  /// RequestOutput::logprobs of the tokens from index `from` on; returns at once.
+  std::vector<TokenLogprob> logprobs_from(int64_t from) const;
 
   Progress progress() const;
 

@@ -11,7 +11,7 @@ namespace longspan::cuda {
 
 /// Backend::sample without a word to the host; see cpu/sample.h for what is drawn. Weights are held
 /// in units of 2^-44 of the likeliest token's, so that sums are exact in any order.
-/// logits: float32 [R, V], V at most 2^20; rows: device [R]; tokens: device [R].
+/// logits: float32 [R, V], V at most 2^19; rows: device [R]; tokens: device [R].
 void sample(const MatrixView& logits, const SamplerRow* rows, int32_t* tokens, cudaStream_t stream);
 
 }  // namespace longspan::cuda

@@ -1,0 +1,85 @@
+#include <cmath>
+#include <type_traits>
+
+#include "backend/cuda/log_likelihood.h"
+#include "backend/cuda/vector.cuh"
+
+namespace longspan::cuda {
+namespace {
+
+constexpr int kThreads = 512;
+
+/// A running log-sum-exp: sum over x of exp(x - max).
+struct LogSumExp {
+  float max = -INFINITY;
+  double sum = 0.0;
+
+  /// What exponents are taken from: finite where all is -inf so far, and then the sum stays 0.
+  __device__ static float base(float max) { return max == -INFINITY ? 0.0f : max; }
+
+  __device__ void raise(float to) {
+    if (to <= max) return;
+    sum *= static_cast<double>(expf(base(max) - base(to)));
+    max = to;
+  }
+  __device__ void merge(LogSumExp other) {
+    const float to = fmaxf(max, other.max);
+    raise(to);
+    other.raise(to);
+    sum += other.sum;
+  }
+};
+
+template <bool kAligned, class T>
+__global__ void log_likelihood_kernel(const T* logits, int64_t stride, int64_t cols,
+                                      const int32_t* targets, double* nll) {
+  __shared__ float maxima[kThreads / 32];
+  __shared__ double sums[kThreads / 32];
+  const T* row = logits + blockIdx.x * stride;
+  LogSumExp total;
+  for (int64_t col = int64_t{threadIdx.x} * 8; col < cols; col += kThreads * 8) {
+    const int count = static_cast<int>(min(int64_t{8}, cols - col));
+    Eight v = load_part<kAligned>(row + col, count);
+    float largest = total.max;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (i < count) largest = fmaxf(largest, v.x[i]);
+    }
+    total.raise(largest);
+    const float base = LogSumExp::base(largest);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (i < count) total.sum += static_cast<double>(expf(v.x[i] - base));  // a NaN stays one
+    }
+  }
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    total.merge({__shfl_down_sync(0xffffffff, total.max, step),
+                 __shfl_down_sync(0xffffffff, total.sum, step)});
+  }
+  if (threadIdx.x % 32 == 0) {
+    maxima[threadIdx.x / 32] = total.max;
+    sums[threadIdx.x / 32] = total.sum;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int warp = 1; warp < kThreads / 32; ++warp) total.merge({maxima[warp], sums[warp]});
+  const auto chosen = static_cast<double>(to_float(row[targets[blockIdx.x]]));
+  nll[blockIdx.x] = log(total.sum) + static_cast<double>(total.max) - chosen;
+}
+
+}  // namespace
+
+void log_likelihood(const MatrixView& logits, const int32_t* targets, double* nll,
+                    cudaStream_t stream) {
+  if (logits.rows == 0) return;
+  with_type(logits.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const auto kernel =
+        has_whole_eights(logits) ? log_likelihood_kernel<true, T> : log_likelihood_kernel<false, T>;
+    kernel<<<static_cast<unsigned>(logits.rows), kThreads, 0, stream>>>(
+        static_cast<const T*>(logits.data), logits.stride, logits.cols, targets, nll);
+  });
+}
+
+}  // namespace longspan::cuda

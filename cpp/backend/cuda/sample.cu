@@ -1,277 +1,56 @@
 #include <cfloat>
 #include <cmath>
 
-#include "backend/cuda/block_sums.cuh"
 #include "backend/cuda/sample.h"
+#include "backend/cuda/selection.cuh"
 #include "core/philox.h"
 
 namespace longspan::cuda {
 namespace {
 
-constexpr int kBuckets = 2048;
-constexpr int kMaxCandidates = 3072;    // tokens that a block keeps in shared memory
-constexpr float kBucketsPerLogit = 32;  // of the first, coarse look, from the largest down
-constexpr float kUnits = 0x1p44f;       // weight of the likeliest token
-constexpr uint64_t kNoToken = ~uint64_t{0};
+constexpr float kUnits = 0x1p44f;  // weight of the likeliest token
 
-/// Shared memory of a block.
-struct Scratch {
-  uint32_t low[kBuckets];  // a histogram of 64-bit sums
-  uint32_t high[kBuckets];
-  float logits[kMaxCandidates];
-  int32_t tokens[kMaxCandidates];
-  uint64_t sums[kBlockWarps];
-  uint64_t found[2];
-};
-
-/// Logits in order of token: a whole row, or some of it.
-struct Source {
-  const float* logits;
-  const int32_t* tokens;  // null: the index itself
-  int count;
-
-  __device__ int32_t token(int i) const { return tokens == nullptr ? i : tokens[i]; }
-};
-
-/// Calls fn(i, logit) for i of [begin, end), `step` apart from begin on; loads some ahead.
-template <class Fn>
-__device__ void for_each(const Source& source, int begin, int end, int step, Fn fn) {
-  constexpr int kAhead = 8;
-  for (int base = begin; base < end; base += step * kAhead) {
-    float x[kAhead];
-#pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
-      const int i = base + j * step;
-      if (i < end) x[j] = source.logits[i];
-    }
-#pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
-      const int i = base + j * step;
-      if (i < end) fn(i, x[j]);
-    }
-  }
-}
-template <class Fn>
-__device__ void for_each(const Source& source, Fn fn) {
-  for_each(source, static_cast<int>(threadIdx.x), source.count, kBlockThreads, fn);
-}
-
-/// A number that orders as the float does; -0 counts as +0.
-__device__ uint32_t key_of(float x) {
-  const uint32_t bits = __float_as_uint(x + 0.0f);
-  return (bits & 0x80000000) != 0 ? ~bits : bits | 0x80000000;
-}
-__device__ float logit_of(uint32_t key) {
-  return __uint_as_float((key & 0x80000000) != 0 ? key & 0x7fffffff : ~key);
-}
-
-/// The tokens that may be drawn: every logit above `least`, and those equal to it up to last_tie.
-struct Kept {
-  float least = -INFINITY;
-  int32_t last_tie = INT32_MAX;
-
-  __device__ bool has(const Source& source, int i, float logit) const {
-    return logit > least || (logit == least && source.token(i) <= last_tie);
-  }
-};
-
-/// Softmax without its denominator, in units of 2^-44.
+/// Softmax without its denominator, at most 1; and in units of 2^-44.
 struct Weight {
   float largest;
   double inverse_temperature;
 
-  __device__ uint64_t operator()(float logit) const {
+  __device__ float share(float logit) const {
     const double x = (static_cast<double>(logit) - largest) * inverse_temperature;
-    return __float2ull_rn(expf(static_cast<float>(x)) * kUnits);
+    return expf(static_cast<float>(x));
+  }
+  __device__ uint64_t operator()(float logit) const {
+    return __float2ull_rn(share(logit) * kUnits);
   }
 };
 
-/// Index of the first element, in order, at which the summed weight exceeds `stop`, which is below
-/// the whole sum. weight(i, logit) of an element.
-template <class Fn>
-__device__ int find_in_order(const Source& source, uint64_t stop, Scratch& s, Fn weight) {
-  int begin = 0;
-  int end = source.count;
-  while (end - begin >
-         kBlockThreads) {  // a warp sums one of 32 parts; then look into the right one
-    const int part = (end - begin + kBlockWarps - 1) / kBlockWarps;
-    const int first = min(end, begin + warp_index() * part);
-    uint64_t sum = 0;
-    for_each(source, first + lane_index(), min(end, first + part), 32,
-             [&](int i, float logit) { sum += weight(i, logit); });
-    sum = __shfl_sync(0xffffffff, scan_lanes(sum), 31);
-    __syncthreads();
-    if (lane_index() == 0) s.sums[warp_index()] = sum;
-    __syncthreads();
-    const uint64_t own = s.sums[lane_index()];
-    const uint64_t up_to = scan_lanes(own);
-    const int found = __ffs(static_cast<int>(__ballot_sync(0xffffffff, up_to > stop))) - 1;
-    stop -= __shfl_sync(0xffffffff, up_to - own, found);
-    begin += found * part;
-    end = min(end, begin + part);
-  }
-  const int i = begin + static_cast<int>(threadIdx.x);
-  const uint64_t own = i < end ? weight(i, source.logits[i]) : 0;
-  const BlockSum sum = sum_block(own, s.sums);
-  if (sum.before <= stop && stop - sum.before < own) s.found[0] = static_cast<uint64_t>(i);
-  __syncthreads();
-  return static_cast<int>(s.found[0]);
-}
-
-__device__ void clear(Scratch& s) {
-  __syncthreads();
-  for (int b = static_cast<int>(threadIdx.x); b < kBuckets; b += kBlockThreads) {
-    s.low[b] = s.high[b] = 0;
-  }
-  __syncthreads();
-}
-
-__device__ void add(Scratch& s, uint32_t bucket, uint64_t weight) {
-  const auto low = static_cast<uint32_t>(weight);
-  const uint32_t old = atomicAdd(&s.low[bucket], low);
-  const uint32_t high = static_cast<uint32_t>(weight >> 32) + (old + low < old ? 1 : 0);
-  if (high != 0) atomicAdd(&s.high[bucket], high);
-}
-
-/// The bucket, from the highest down, at which the sum reaches target(sum of all), at least 1.
-struct Crossing {
-  uint32_t bucket;
-  uint64_t above;   // sum of the buckets above
-  uint64_t wanted;  // the target; more than there is: no bucket
-};
-template <class Target>
-__device__ Crossing find_crossing(Scratch& s, Target target) {
-  __syncthreads();
-  static_assert(kBuckets == 2 * kBlockThreads);
-  const uint32_t upper = kBuckets - 1 - 2 * threadIdx.x;
-  const auto sum_of = [&](uint32_t b) { return uint64_t{s.high[b]} << 32 | s.low[b]; };
-  const uint64_t first = sum_of(upper);
-  const uint64_t second = sum_of(upper - 1);
-  const BlockSum sum = sum_block(first + second, s.sums);
-  const uint64_t wanted = target(sum.total);
-  if (sum.before < wanted && wanted <= sum.before + first) {
-    s.found[0] = upper;
-    s.found[1] = sum.before;
-  } else if (sum.before + first < wanted && wanted <= sum.before + first + second) {
-    s.found[0] = upper - 1;
-    s.found[1] = sum.before + first;
-  }
-  __syncthreads();
-  return {static_cast<uint32_t>(s.found[0]), s.found[1], wanted};
-}
-
-/// Narrows `kept` to its largest logits, as few as have a summed weight of at least
-/// target(sum of all weights): a radix select on the keys, from the top 11, 11 and 10 bits down.
-/// weight(logit): the same for equal logits.
-template <class Fn, class Target>
-__device__ Kept narrow(const Source& source, const Kept& kept, Scratch& s, Fn weight,
-                       Target target) {
-  uint32_t prefix = 0;
-  uint64_t above = 0;
-  uint64_t wanted = 0;
-  int shift = 32;
-  for (const int bits : {11, 11, 10}) {
-    const int parent = shift;
-    shift -= bits;
-    clear(s);
-    for_each(source, [&](int i, float logit) {
-      const uint32_t key = key_of(logit);
-      if (uint64_t{key} >> parent != prefix || !kept.has(source, i, logit)) return;
-      const uint64_t w = weight(logit);
-      if (w != 0) add(s, (key >> shift) & ((1u << bits) - 1), w);
-    });
-    const Crossing crossing = find_crossing(
-        s, [&](uint64_t total) { return parent == 32 ? target(total) : wanted - above; });
-    if (parent == 32) wanted = crossing.wanted;
-    above += crossing.above;
-    prefix = prefix << bits | crossing.bucket;
-  }
-  const float least = logit_of(prefix);
-  const uint64_t one = weight(least);
-  const uint64_t ties = (wanted - above + one - 1) / one;
-  const int last = find_in_order(source, ties - 1, s, [&](int i, float logit) {
-    return uint64_t{logit == least && kept.has(source, i, logit)};
-  });
-  return {least, source.token(last)};
-}
-
-/// Buckets of the coarse look: the highest at the largest logit.
-__device__ int coarse_bucket(float largest, float logit) {
-  const float distance = fminf((largest - logit) * kBucketsPerLogit, kBuckets);
-  return kBuckets - 1 - static_cast<int>(distance);  // below 0: too far down for a bucket
-}
-
-/// Copies to shared memory, in order, the logits from a coarse bucket up. Returns the row itself
-/// where they are too many.
-__device__ Source gather(const Source& row, float largest, int bucket, Scratch& s) {
-  const int part = (row.count + kBlockWarps - 1) / kBlockWarps;
-  const int first = min(row.count, warp_index() * part);
-  const int end = min(row.count, first + part);
-  uint64_t count = 0;
-  for_each(row, first + lane_index(), end, 32,
-           [&](int, float logit) { count += coarse_bucket(largest, logit) >= bucket ? 1 : 0; });
-  const BlockSum sum = sum_block(count, s.sums);
-  if (sum.total > kMaxCandidates) return row;
-  int place = static_cast<int>(__shfl_sync(0xffffffff, sum.before, 0));
-  for (int base = first; base < end; base += 32) {
-    const int i = base + lane_index();
-    const float logit = i < end ? row.logits[i] : -INFINITY;
-    const bool chosen = i < end && coarse_bucket(largest, logit) >= bucket;
-    const uint32_t lanes = __ballot_sync(0xffffffff, chosen);
-    if (chosen) {
-      const int own = place + __popc(lanes & ((1u << lane_index()) - 1));
-      s.logits[own] = logit;
-      s.tokens[own] = i;
-    }
-    place += __popc(lanes);
-  }
-  __syncthreads();
-  return {s.logits, s.tokens, static_cast<int>(sum.total)};
-}
-
-/// A share of `total`, at least 1: how much weight the likeliest tokens are to have together.
-__device__ uint64_t share_of(float top_p, uint64_t total) {
-  const double share = ceil(top_p * static_cast<double>(total));
-  return min(total, max(uint64_t{1}, static_cast<uint64_t>(share)));
+/// How much weight of `total` the likeliest tokens are to have together: at least 1.
+__device__ uint64_t part_of(float top_p, uint64_t total) {
+  const double part = ceil(top_p * static_cast<double>(total));
+  return min(total, max(uint64_t{1}, static_cast<uint64_t>(part)));
 }
 
 __device__ int32_t draw(const Source& row, float largest, const SamplerRow& settings, Scratch& s) {
   const Weight weight{largest, 1.0 / fmax(settings.temperature, FLT_MIN)};
-  const bool by_count = settings.top_k > 0 && settings.top_k < row.count;
-  const bool by_weight = settings.top_p < 1.0f;
+  const auto one_each = [](float logit) { return uint64_t{logit > -INFINITY}; };
+  const auto by_count = [&](uint64_t n) { return min(static_cast<uint64_t>(settings.top_k), n); };
+  const auto by_weight = [&](uint64_t total) { return part_of(settings.top_p, total); };
   Source source = row;
-  uint64_t whole = 0;  // weight of the row
-  if (by_count || by_weight) {
-    clear(s);
-    for_each(row, [&](int, float logit) {
-      const int bucket = coarse_bucket(largest, logit);
-      const uint64_t w = by_count ? uint64_t{logit > -INFINITY} : weight(logit);
-      whole += w;
-      if (bucket >= 0 && w != 0) add(s, static_cast<uint32_t>(bucket), w);
-    });
-    whole = sum_block(whole, s.sums).total;
-    const uint64_t wanted =
-        by_count ? min(uint64_t(settings.top_k), whole) : share_of(settings.top_p, whole);
-    uint64_t seen = 0;
-    const Crossing crossing = find_crossing(s, [&](uint64_t total) {
-      seen = total;
-      return wanted;
-    });
-    if (seen >= wanted) source = gather(row, largest, static_cast<int>(crossing.bucket), s);
-  }
   Kept kept;
-  if (by_count) {
-    kept = narrow(
-        source, kept, s, [](float logit) { return uint64_t{logit > -INFINITY}; },
-        [&](uint64_t total) { return min(uint64_t(settings.top_k), total); });
+  uint64_t whole = 0;
+  if (settings.top_k > 0 && settings.top_k < row.count) {
+    source = preselect(row, largest, s, whole, one_each, by_count);
+    kept = narrow(source, kept, s, one_each, by_count);
+    if (settings.top_p < 1.0f) kept = narrow(source, kept, s, weight, by_weight);
+  } else if (settings.top_p < 1.0f) {
+    source = preselect(row, largest, s, whole, weight, by_weight);
+    kept = narrow(source, kept, s, weight, [&](uint64_t) { return by_weight(whole); });
   }
-  if (by_weight) {
-    kept = narrow(source, kept, s, weight, [&](uint64_t total) {
-      return share_of(settings.top_p, by_count ? total : whole);
-    });
-  }
+
   const auto weight_if_kept = [&](int i, float logit) {
-    return kept.has(source, i, logit) ? weight(logit) : 0;
+    // The largest logit weighs 1 and is always kept, so min_p is itself the least weight.
+    const bool drawable = kept.has(source, i, logit) && weight.share(logit) >= settings.min_p;
+    return drawable ? weight(logit) : 0;
   };
   uint64_t total = 0;
   for_each(source, [&](int i, float logit) { total += weight_if_kept(i, logit); });
@@ -282,42 +61,38 @@ __device__ int32_t draw(const Source& row, float largest, const SamplerRow& sett
   return source.token(drawn);
 }
 
-/// The row's largest logit and the first token that has it; kNoToken where the row is not finite.
-struct Largest {
-  float logit;
-  uint64_t token;
-};
-__device__ Largest find_largest(const Source& row, Scratch& s) {
-  float largest = -INFINITY;
-  int first = 0;
-  bool bad = false;
-  for_each(row, [&](int i, float logit) {
-    if (logit > largest) {
-      largest = logit;
-      first = i;
-    }
-    bad |= !(logit < INFINITY);  // NaN too compares false
-  });
-  const uint64_t best =
-      max_block(uint64_t{key_of(largest)} << 32 | static_cast<uint32_t>(~first), s.sums);
-  const float logit = logit_of(static_cast<uint32_t>(best >> 32));
-  if (__syncthreads_or(bad) || logit == -INFINITY) return {logit, kNoToken};
-  return {logit, static_cast<uint32_t>(~static_cast<uint32_t>(best))};
+/// The row's edits, shared out to the block's threads; rounded as on the CPU, without fused steps.
+__device__ void apply(std::span<LogitEdit> edits, float* logits) {
+  for (size_t i = threadIdx.x; i < edits.size(); i += kBlockThreads) {
+    LogitEdit& edit = edits[i];
+    const float x = edit.original = logits[edit.token];
+    const float penalised = x > 0 ? x / edit.penalty : __fmul_rn(x, edit.penalty);
+    logits[edit.token] = __fadd_rn(penalised, edit.add);
+  }
+  __syncthreads();
+}
+__device__ void undo(std::span<LogitEdit> edits, float* logits) {
+  __syncthreads();
+  for (size_t i = threadIdx.x; i < edits.size(); i += kBlockThreads) {
+    logits[edits[i].token] = edits[i].original;
+  }
 }
 
 /// A block to a row.
 __global__ void __launch_bounds__(kBlockThreads)
-    sample_kernel(const float* logits, int64_t stride, int cols, const SamplerRow* rows,
+    sample_kernel(float* logits, int64_t stride, int cols, const SamplerRow* rows,
                   int32_t* tokens) {
   __shared__ Scratch scratch;
-  const Source row{logits + blockIdx.x * stride, nullptr, cols};
+  float* row = logits + blockIdx.x * stride;
   const SamplerRow settings = rows[blockIdx.x];
-  const Largest largest = find_largest(row, scratch);
+  apply(settings.edits, row);
+  const Source source{row, nullptr, cols};
+  const Largest largest = find_largest(source, scratch);
   int32_t token = -1;
-  if (largest.token != kNoToken) {
-    token = settings.greedy ? static_cast<int32_t>(largest.token)
-                            : draw(row, largest.logit, settings, scratch);
+  if (largest.finite) {
+    token = settings.greedy ? largest.token : draw(source, largest.logit, settings, scratch);
   }
+  undo(settings.edits, row);
   if (threadIdx.x == 0) tokens[blockIdx.x] = token;
 }
 
@@ -327,8 +102,7 @@ void sample(const MatrixView& logits, const SamplerRow* rows, int32_t* tokens,
             cudaStream_t stream) {
   if (logits.rows == 0) return;
   sample_kernel<<<static_cast<unsigned>(logits.rows), kBlockThreads, 0, stream>>>(
-      static_cast<const float*>(logits.data), logits.stride, static_cast<int>(logits.cols), rows,
-      tokens);
+      static_cast<float*>(logits.data), logits.stride, static_cast<int>(logits.cols), rows, tokens);
 }
 
 }  // namespace longspan::cuda

@@ -19,7 +19,7 @@ struct LogSumExp {
 
   __device__ void raise(float to) {
     if (to <= max) return;
-    sum *= static_cast<double>(expf(base(max) - base(to)));
+    if (max > -INFINITY) sum *= static_cast<double>(expf(max - to));
     max = to;
   }
   __device__ void merge(LogSumExp other) {

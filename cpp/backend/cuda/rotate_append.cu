@@ -24,6 +24,11 @@ struct Task {
   const float* q_factor;
 };
 
+/// The block of a position; its length is a power of two.
+__device__ int64_t block_at(const Task& task, const SeqView& seq, int64_t position) {
+  return task.plan.block_tables[seq.table + (position >> (__ffs(task.kv.block_len) - 1))];
+}
+
 /// Elements [kChunk chunk, kChunk (chunk + 1)) of a head at x, rotated by row t's angles; norm
 /// weights of the head or null, `scale` 1 / rms of the head where there are any.
 template <bool kAligned, class T>
@@ -62,8 +67,8 @@ __device__ void append_row(const Task& task, const T* qkv, int32_t t, int32_t se
   const KvLayout& kv = task.kv;
   const SeqView& seq = task.plan.seqs[seq_index];
   const int64_t position = seq.first_position + t - seq.first_row;
-  const int64_t block = task.plan.block_tables[seq.table + position / kv.block_len];
-  const int token = static_cast<int>(position % kv.block_len);
+  const int64_t block = block_at(task, seq, position);
+  const int token = static_cast<int>(position & (kv.block_len - 1));
   const int chunk = static_cast<int>(threadIdx.x) % kLanes;
   const int first = chunk * kChunk;
   const int count = min(kChunk, kv.head_dim - first);  // not above 0 in the padding of a panel
@@ -112,7 +117,7 @@ __device__ void append_row(const Task& task, const T* qkv, int32_t t, int32_t se
         store_part<kAligned>(y, q_row + int64_t{head} * kv.head_dim + first, count);
       }
     } else if (first < kv.panels_per_token * kPanelCols) {
-      const int kv_head = (head - task.num_heads) % kv.num_kv_heads;
+      const int kv_head = head - task.num_heads - (is_v ? kv.num_kv_heads : 0);
       char* tile = kv.key_tile(block, task.layer, kv_head) + (is_v ? kv.tile_bytes : 0);
       *reinterpret_cast<uint4*>(tile + kv.chunk_offset(token, chunk)) = to_bf16(y);
     }
@@ -125,8 +130,8 @@ __device__ void clear_rest(const Task& task, const SeqView& seq, int kv_head) {
   const KvLayout& kv = task.kv;
   const int64_t last = seq.first_position + seq.num_rows - 1;
   if (seq.num_rows == 0 || last - last % kPanelTokens < seq.first_position) return;
-  const int64_t block = task.plan.block_tables[seq.table + last / kv.block_len];
-  const int token = static_cast<int>(last % kv.block_len);
+  const int64_t block = block_at(task, seq, last);
+  const int token = static_cast<int>(last & (kv.block_len - 1));
   const int rest = kPanelTokens - 1 - token % kPanelTokens;
   const int chunks = kv.panels_per_token * (kPanelCols / kChunk);
   char* tile = kv.key_tile(block, task.layer, kv_head) + kv.tile_bytes;

@@ -19,9 +19,9 @@ from rich.table import Table
 
 from longspan._core import InvalidArgument, Unsupported
 from longspan.config import EngineConfig
-from longspan.eval import passkey, perplexity, plot, text
+from longspan.eval import passkey, perplexity, plot, style, text
 from longspan.eval.heartbeat import Heartbeat
-from longspan.eval.record import Record, sha256_of_text
+from longspan.eval.record import Record, engine_facts, sha256_of_text
 from longspan.model_path import resolve_model
 from longspan.pipeline import Pipeline, pipeline
 from longspan.tokenizer import Tokenizer
@@ -120,7 +120,7 @@ class Demo:
         """Throws InvalidArgument, Unsupported or CheckpointError."""
         if not output_dir.is_dir():
             raise InvalidArgument(f"output_dir: expected a directory, got {output_dir}")
-        plot.figure_class()
+        style.figure_class()
         self._model = Path(model) if model else smollm2()
         self._lengths = lengths_up_to(max_length)
         self._factor = factor
@@ -188,7 +188,7 @@ class Demo:
         )
         with pipeline(model_dir, config) as pipe:
             if not factor:
-                record.describe(pipe.engine)
+                record.describe(engine_facts(pipe.engine))
                 self._native = pipe.engine.model.native_length
                 self._introduce(pipe)
             with self._shown():

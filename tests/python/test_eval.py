@@ -15,7 +15,7 @@ import pytest
 from longspan import EngineConfig, InvalidArgument, Response, RopeProfile, Unsupported
 from longspan.eval import passkey, perplexity, plot, text
 from longspan.eval.heartbeat import Heartbeat
-from longspan.eval.record import Record, sha256_of_ids
+from longspan.eval.record import Record, engine_facts, sha256_of_ids
 from longspan.response import Timings
 from longspan.tokenizer import Tokenizer
 
@@ -242,7 +242,7 @@ def test_a_record_grows_on_disk_and_is_complete_at_the_end(tmp_path: Path) -> No
         "perplexity", str(path), model="m", command=["longspan", "eval"], settings={"seed": 7}
     ) as record:
         assert read()["complete"] is False and read()["results"] == []
-        record.describe(fake_engine())
+        record.describe(engine_facts(fake_engine()))
         for window in perplexity.run(pipe, perplexity.cut(list(range(20)), 10, 2)):
             record.add(window)
             assert read()["results"][-1]["offset"] == window.offset

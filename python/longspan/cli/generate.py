@@ -51,7 +51,7 @@ def generate(
         top_k=top_k,
         random_seed=seed,
     )
-    from longspan.eval.record import Record, sha256_of_text
+    from longspan.eval.record import Record, engine_facts, sha256_of_text
     from longspan.pipeline import pipeline
 
     settings = {
@@ -71,7 +71,7 @@ def generate(
         settings=settings,
     ) as record:
         with pipeline(model, EngineConfig(max_batch_size=1, **options)) as pipe:
-            record.describe(pipe.engine)
+            record.describe(engine_facts(pipe.engine))
             response = pipe.infer(text, config, do_preprocess=not raw)
         if json != "-":
             typer.echo(response.text)

@@ -67,7 +67,7 @@ def information(key: int) -> str:
 
 def build_prompt(tokenizer: Any, length: int, key: int, depth: float) -> Prompt:
     """As many fillers as leave ANSWER_TOKENS of `length` tokens free, the key after a share of
-    about `depth`, in [0, 1), of them. The whole text is tokenised once.
+    about `depth`, in [0, 1], of them. The whole text is tokenised once.
 
     Throws InvalidArgument when not a single filler fits.
     """
@@ -79,7 +79,7 @@ def build_prompt(tokenizer: Any, length: int, key: int, depth: float) -> Prompt:
     room = length - ANSWER_TOKENS
     fillers = 1 + (room - one) // (two - one)
     while fillers >= 1:
-        before = int(depth * (fillers + 1))
+        before = min(int(depth * (fillers + 1)), fillers)
         ids = tokenizer.encode(text(before, fillers - before))
         excess = len(ids) - room
         if excess <= 0:
@@ -109,24 +109,37 @@ def run(
     Key and depth of a round depend on seed and round alone, not on length or model.
     Throws what Pipeline.infer throws, and NumericalError.
     """
-    greedy = GenerationConfig(max_new_tokens=ANSWER_TOKENS, do_sample=False)
     for index in range(rounds):
-        begin = time.perf_counter()
-        rng = np.random.default_rng((seed, index))
-        key = int(rng.integers(1, KEY_END))
-        prompt = build_prompt(pipe.tokenizer, length, key, rng.random())
-        response = pipe.infer(prompt.ids, greedy, progress=progress)
-        if response.finish_reason == "error":
-            raise NumericalError(response.error_message)
-        yield Round(
-            round=index,
-            key=key,
-            depth=prompt.depth,
-            found=is_found(response.text, key),
-            answer=response.text,
-            prompt_tokens=len(prompt.ids),
-            prompt_sha256=sha256_of_ids(prompt.ids),
-            seconds=time.perf_counter() - begin,
-            prefill_tokens_per_s=len(prompt.ids) / response.timings.prefill_s,
-            rope_profile=response.rope_profile,
-        )
+        yield ask(pipe, length, index, seed, progress=progress)
+
+
+def ask(
+    pipe: Pipeline,
+    length: int,
+    index: int,
+    seed: int = 0,
+    depth: float | None = None,
+    progress: Callable[[Sequence[Progress]], None] | None = None,
+) -> Round:
+    """Round `index` alone; a depth in [0, 1] takes the place of the round's own."""
+    begin = time.perf_counter()
+    rng = np.random.default_rng((seed, index))
+    key = int(rng.integers(1, KEY_END))
+    own = rng.random()
+    prompt = build_prompt(pipe.tokenizer, length, key, own if depth is None else depth)
+    greedy = GenerationConfig(max_new_tokens=ANSWER_TOKENS, do_sample=False)
+    response = pipe.infer(prompt.ids, greedy, progress=progress)
+    if response.finish_reason == "error":
+        raise NumericalError(response.error_message)
+    return Round(
+        round=index,
+        key=key,
+        depth=prompt.depth,
+        found=is_found(response.text, key),
+        answer=response.text,
+        prompt_tokens=len(prompt.ids),
+        prompt_sha256=sha256_of_ids(prompt.ids),
+        seconds=time.perf_counter() - begin,
+        prefill_tokens_per_s=len(prompt.ids) / response.timings.prefill_s,
+        rope_profile=response.rope_profile,
+    )

@@ -1,9 +1,9 @@
 """What a run did, as JSON from which it can be repeated.
 
-Keys: kind; complete (false while it runs and after an interruption); command; started (UTC);
-seconds; model; options (of the engine, where not the default); engine (as it resolved them);
-settings (of the evaluation, seed included); environment; results; summary. A prompt's hash is the
-SHA-256 of its token ids as little-endian int32.
+Keys: schema (SCHEMA); kind; complete (false while it runs and after an interruption); command;
+started (UTC); seconds; model; options (of the engine, where not the default); engine (as it
+resolved them); settings (of the evaluation, seed included); environment; results; summary. A
+prompt's hash is the SHA-256 of its token ids as little-endian int32.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,9 @@ from longspan._core import InvalidArgument, RopeProfile
 
 if TYPE_CHECKING:
     from longspan._core import Engine
+
+#: Of records and journals; counts up when a key changes its meaning or goes.
+SCHEMA = 1
 
 _ENGINE = (
     "device",
@@ -75,6 +78,7 @@ class Record:
     ) -> None:
         """destination: a path, "-" or None. Throws InvalidArgument when it cannot be written."""
         self.content: dict[str, Any] = {
+            "schema": SCHEMA,
             "kind": kind,
             "complete": False,
             "command": list(command),
@@ -96,12 +100,10 @@ class Record:
         self._file = path if path and (path.is_file() or not path.exists()) else None
         self.save()
 
-    def describe(self, engine: Engine) -> None:
-        """Notes the loaded model and the options as the engine resolved them."""
-        info = engine.model
-        self.content["model"] |= {name: getattr(info, name) for name in _MODEL}
-        self.content["engine"] = {"backend": info.backend, "dtype": info.dtype}
-        self.content["engine"] |= {name: getattr(engine.config, name) for name in _ENGINE}
+    def describe(self, facts: dict[str, Any]) -> None:
+        """Notes what engine_facts() says of the loaded model."""
+        self.content["model"] |= facts["model"]
+        self.content["engine"] = facts["engine"]
         self.save()
 
     def add(self, result: Any) -> None:
@@ -138,6 +140,16 @@ class Record:
             sys.stdout.write(self.text())
         elif self._destination is not None and self._file is None:
             Path(self._destination).write_text(self.text(), encoding="utf-8")
+
+
+def engine_facts(engine: Engine, varying: Collection[str] = ()) -> dict[str, Any]:
+    """The loaded model, and the options as the engine resolved them but for the varying ones."""
+    info, config = engine.model, engine.config
+    options = {name: getattr(config, name) for name in _ENGINE if name not in varying}
+    return {
+        "model": {name: getattr(info, name) for name in _MODEL},
+        "engine": {"backend": info.backend, "dtype": info.dtype} | options,
+    }
 
 
 def environment() -> dict[str, Any]:

@@ -113,6 +113,7 @@ void bind_output(py::module_& m) {
       .property(
           "finish_reason",
           [](const OutputView& self) { return finish_reason_name(self.output->finish_reason); })
+      .property("stop_token_id", output_field(&RequestOutput::stop_token_id))
       .property("input_token_len", output_field(&RequestOutput::input_token_len))
       .property("rope_profile", output_field(&RequestOutput::rope_profile))
       .property("seed", output_field(&RequestOutput::seed))

@@ -73,8 +73,9 @@ void RequestState::end_locked() {
   moved();
 }
 
-void RequestState::finish(FinishReason reason) {
+void RequestState::finish(FinishReason reason, std::optional<int32_t> stop_token_id) {
   const std::lock_guard lock(mutex_);
+  output_.stop_token_id = stop_token_id;
   output_.finish_reason = reason;
   end_locked();
 }

@@ -6,6 +6,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -36,7 +37,7 @@ class RequestState {
   void add_token(int32_t id, std::span<const TokenLogprob> logprobs);
   void add_nll(const std::vector<double>& nll);
   void add_logits(const float* row, int64_t count);
-  void finish(FinishReason reason);
+  void finish(FinishReason reason, std::optional<int32_t> stop_token_id = std::nullopt);
   void fail(std::exception_ptr error);
   bool finished() const { return finished_; }
   bool cancelled() const { return cancelled_; }

@@ -232,7 +232,7 @@ void StepRunner::deliver(Sequence& sequence, int32_t token,
     return std::find(ids.begin(), ids.end(), token) != ids.end();
   };
   if (in(g.stop_token_ids) || (!g.ignore_eos && in(config_.eos_token_ids))) {
-    return state.finish(FinishReason::kStop);
+    return state.finish(FinishReason::kStop, token);
   }
   sequence.tokens.push_back(token);
   state.add_token(token, logprobs.first(g.logprobs ? static_cast<size_t>(*g.logprobs) + 1 : 0));

@@ -99,6 +99,7 @@ class RequestOutput:
     token_ids: list[int]
     logprobs: list[list[tuple[int, float]]]  # [tokens][1 + n]: the token, then the likeliest
     finish_reason: str  # "stop", "length", "context_full", "cancelled"
+    stop_token_id: int | None
     input_token_len: int
     rope_profile: RopeProfile
     seed: int

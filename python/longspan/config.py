@@ -11,10 +11,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from longspan import _core
 from longspan._core import InvalidArgument, Unsupported
+
+if TYPE_CHECKING:
+    from longspan.tokenizer import Tokenizer
 
 #: Returns what was expected, or None when the value passes.
 Check = Callable[[Any], str | None]
@@ -61,6 +64,12 @@ def _token_ids(value: Any) -> str | None:
     listed = isinstance(value, Sequence) and not isinstance(value, str)
     good = listed and all(_is_int(v) and 0 <= v < 2**31 for v in value)
     return None if good else "a list of token ids"
+
+
+def _words(value: Any) -> str | None:
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    good = listed and all(isinstance(v, str) and v for v in value)
+    return None if good else "a list of strings, none of them empty"
 
 
 def _rope_length(value: Any) -> str | None:
@@ -181,12 +190,27 @@ def _to_json(overrides: dict[str, Any]) -> str:
 class GenerationConfig(_Options):
     """How one request generates.
 
-    do_sample: None samples exactly when temperature, top_p or top_k was given.
+    n: sequences per prompt; needs sampling. Sequence i is what random_seed + i gives.
+    do_sample: None samples exactly when temperature, top_p, top_k or min_p was given.
     temperature, top_p, top_k: None means 0.8, 1.0 and 50 when sampling; temperature 0 is greedy,
         top_k 0 considers every token.
+    min_p: drops tokens less likely than this share of the likeliest one's probability, after top_k
+        and top_p.
+    repetition_penalty: of tokens in prompt and output, as HF transformers; frequency_penalty and
+        presence_penalty: of tokens in the output, as OpenAI; in this order, before temperature.
     max_new_tokens: None generates until the context is full.
     random_seed: None draws one; Response.seed tells it.
     stop_token_ids: in addition to the model's end tokens, which ignore_eos switches off.
+    stop_words: end the generation when the text holds one, however it is split into tokens.
+    include_stop_str_in_output: keep the stop word, or the stop token, that ended it.
+    bad_words: are never spelled by the tokens that the tokenizer encodes them to, with or without a
+        space before them; other tokens may still spell them.
+    bad_token_ids: are never drawn.
+    min_new_tokens: nothing stops the generation before so many tokens.
+    logprobs: natural-log probabilities of each generated token and so many likeliest ones, of the
+        model itself: before penalties, temperature and filters.
+    prompt_logprobs: of each prompt token given those before it; needs no more memory for a larger
+        vocabulary.
     """
 
     n: int = 1
@@ -197,6 +221,8 @@ class GenerationConfig(_Options):
     min_p: float = 0.0
     temperature: float | None = None
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     ignore_eos: bool = False
     random_seed: int | None = None
     stop_words: list[str] | None = None
@@ -207,6 +233,7 @@ class GenerationConfig(_Options):
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     logprobs: int | None = None
+    prompt_logprobs: bool = False
     response_format: dict[str, Any] | None = None
     logits_processors: list[Any] | None = None
     output_logits: str | None = None
@@ -214,6 +241,18 @@ class GenerationConfig(_Options):
     include_stop_str_in_output: bool = False
 
     _checks: ClassVar[dict[str, Check]] = {
+        "n": _int(1, 2**16),
+        "min_p": _number(lambda v: 0 <= v <= 1, "a number in [0, 1]"),
+        "repetition_penalty": _number(lambda v: v > 0, "a number > 0"),
+        "frequency_penalty": _number(lambda v: True, "a number"),
+        "presence_penalty": _number(lambda v: True, "a number"),
+        "stop_words": _optional(_words),
+        "bad_words": _optional(_words),
+        "bad_token_ids": _optional(_token_ids),
+        "min_new_tokens": _optional(_int(0)),
+        "logprobs": _optional(_int(0, 1024)),
+        "prompt_logprobs": _bool,
+        "include_stop_str_in_output": _bool,
         "max_new_tokens": _optional(_int(0)),
         "do_sample": _optional(_bool),
         "top_p": _optional(_number(lambda v: 0 < v <= 1, "a number in (0, 1]")),
@@ -225,25 +264,67 @@ class GenerationConfig(_Options):
         "skip_special_tokens": _bool,
     }
 
-    def native(self, end_token_ids: Sequence[int] = ()) -> _core.GenerationConfig:
-        """The same options in the engine's terms. end_token_ids: the tokenizer's, which end a
-        generation like those of generation_config.json."""
+    def samples(self) -> bool:
+        """Whether tokens are drawn at random."""
+        given = (self.temperature, self.top_p, self.top_k, self.min_p or None)
+        wanted = any(v is not None for v in given) if self.do_sample is None else self.do_sample
+        return wanted and self.temperature != 0
+
+    def native(self, tokenizer: Tokenizer | None = None) -> _core.GenerationConfig:
+        """The same options in the engine's terms. tokenizer: its end token ends a generation like
+        those of generation_config.json, and it encodes words. Whoever has none, as an Engine,
+        cannot have what needs text or several sequences."""
         self.check()
-        given = (self.temperature, self.top_p, self.top_k)
-        sampling = any(v is not None for v in given) if self.do_sample is None else self.do_sample
-        stop = set(self.stop_token_ids or ())
+        if tokenizer is None:
+            self._needs_a_pipeline()
         options: dict[str, Any] = {
             "max_new_tokens": self.max_new_tokens,
+            "min_new_tokens": self.min_new_tokens or 0,
             "ignore_eos": self.ignore_eos,
-            "stop_token_ids": sorted(stop if self.ignore_eos else stop.union(end_token_ids)),
+            "stop_token_ids": self._stop_token_ids(tokenizer),
+            "bad_sequences": self._bad_sequences(tokenizer),
+            "repetition_penalty": self.repetition_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "presence_penalty": self.presence_penalty,
+            "logprobs": self.logprobs,
         }
-        if sampling and self.temperature != 0:
+        if self.samples():
             options |= {
                 "do_sample": True,
                 "temperature": 0.8 if self.temperature is None else self.temperature,
                 "top_p": 1.0 if self.top_p is None else self.top_p,
                 "top_k": 50 if self.top_k is None else self.top_k,
+                "min_p": self.min_p,
             }
+        elif self.n > 1:
+            raise InvalidArgument(f"n: expected 1 without sampling, got {self.n}")
         if self.random_seed is not None:
             options["seed"] = self.random_seed
         return _core.GenerationConfig(**options)
+
+    def _needs_a_pipeline(self) -> None:
+        for name in ("n", "stop_words", "bad_words", "prompt_logprobs"):
+            value, default = getattr(self, name), getattr(type(self), name)
+            if value != default:
+                raise Unsupported(f"{name}: expected {default!r} without a pipeline, got {value!r}")
+
+    def _stop_token_ids(self, tokenizer: Tokenizer | None) -> list[int]:
+        stop = set(self.stop_token_ids or ())
+        if tokenizer is not None:
+            if not self.ignore_eos and tokenizer.eos_token_id is not None:
+                stop.add(tokenizer.eos_token_id)
+            for word in self.stop_words or ():
+                ids = tokenizer.encode(word, add_special_tokens=False)
+                if len(ids) == 1 and not tokenizer.decode(ids):  # special: never in the text
+                    stop.update(ids)
+        return sorted(stop)
+
+    def _bad_sequences(self, tokenizer: Tokenizer | None) -> list[list[int]]:
+        bad = [[token] for token in self.bad_token_ids or ()]
+        for word in self.bad_words or ():
+            assert tokenizer is not None
+            for text in (word, f" {word}"):
+                ids = tokenizer.encode(text, add_special_tokens=False)
+                if ids and ids not in bad:
+                    bad.append(ids)
+        return bad

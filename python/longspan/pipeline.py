@@ -4,45 +4,36 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from functools import reduce
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from longspan._core import (
-    Engine,
-    InvalidArgument,
-    NumericalError,
-    RequestHandle,
-    RequestOutput,
-    RopeProfile,
-)
+from longspan import _core
+from longspan._core import Engine, InvalidArgument, RequestHandle, Signal
 from longspan.chat_template import ChatTemplate
 from longspan.config import EngineConfig, GenerationConfig
+from longspan.generation import Generation
 from longspan.inputs import TokenIds, split_prompts, token_ids
 from longspan.model_path import resolve_model
 from longspan.progress import INTERVAL, Bar, ProgressCallback, show
-from longspan.response import Perplexity, Response, Timings
+from longspan.response import Perplexity, Response, beyond_native, unscaled
 from longspan.tokenizer import Tokenizer
 
 _log = logging.getLogger("longspan")
 
-_FINISH_REASONS = {
-    "stop": "stop",
-    "length": "length",
-    "context_full": "length",
-    "cancelled": "abort",
-}
 _BEYOND_NATIVE = (
     "a sequence may reach {length} tokens, beyond the {native} the model was trained for, and its "
     "RoPE is not scaled: expect nonsense there, or set rope_scaling_factor (this is said once)"
 )
-
-_Result = TypeVar("_Result")
 
 
 def pipeline(
@@ -105,8 +96,10 @@ class Pipeline:
         gen_config: GenerationConfig | Sequence[GenerationConfig] | None = None,
         do_preprocess: bool = True,
         progress: ProgressCallback | None = None,
-    ) -> Response | list[Response]:
-        """Generates for one prompt (a Response) or for a list of them (a list, in their order).
+        rope_length: str | int | None = None,
+    ) -> Any:
+        """Generates for one prompt (a Response) or for a list of them (a list, in their order);
+        where n > 1, each Response is a list of n.
 
         prompts: a string, a conversation of OpenAI messages, a sequence of token ids (list, numpy,
             torch), or a list of these. A string is one user message of the chat template; with
@@ -114,29 +107,39 @@ class Pipeline:
         gen_config: one for all or one for each.
         progress: called with the Progress of every prompt several times a second. Without it a
             bar appears on a terminal when the work takes more than two seconds.
+        rope_length: for these prompts, instead of EngineConfig.rope_length.
 
         Options and ids are checked before any of it runs. Throws InvalidArgument, Unsupported,
         ContextTooLong, CapacityError or EngineClosed; whatever is thrown, KeyboardInterrupt
         included, the requests of this call are cancelled first and the pipeline stays usable.
         """
-        items, alone = split_prompts(prompts)
-        configs = _each(gen_config, len(items))
-        natives = [config.native(self._end_token_ids()) for config in configs]
-        ids = [self._encode(item, i, do_preprocess) for i, item in enumerate(items)]
-        for prompt, native in zip(ids, natives, strict=True):
-            self._warn_beyond_native(len(prompt), native.max_new_tokens)
-        handles = self._run(
-            [
-                lambda p=p, n=n: self.engine.generate(p, n)
-                for p, n in zip(ids, natives, strict=True)
-            ],
-            "Generating",
-            progress,
-        )
-        responses = [
-            self._response(handle, i, len(ids[i]), configs[i]) for i, handle in enumerate(handles)
-        ]
-        return responses[0] if alone else responses
+        requests, alone = self.prepare(prompts, gen_config, do_preprocess, rope_length)
+        if any(request.config.stop_words for request in requests):
+            pieces: list[list[Response]] = [[] for _ in requests]
+            for i, piece in self._stream(requests, progress):
+                pieces[i].append(piece)
+            responses = [reduce(Response.extend, parts) for parts in pieces]
+        else:
+            self._run([request.submit for request in requests], "Generating", progress)
+            responses = [request.finish() for request in requests]
+        grouped = by_prompt(responses, requests)
+        return grouped[0] if alone else grouped
+
+    def stream_infer(
+        self,
+        prompts: Any,
+        gen_config: GenerationConfig | Sequence[GenerationConfig] | None = None,
+        do_preprocess: bool = True,
+        rope_length: str | int | None = None,
+    ) -> Iterator[Response]:
+        """infer() in pieces, as they come; a piece tells its prompt by .index (and its sequence by
+        .choice), and the last one of each has a finish_reason. See Response.
+
+        What is wrong with the arguments is raised here, not by the first piece. Closing the
+        iterator, or leaving its loop by an exception, cancels what still runs.
+        """
+        requests, _ = self.prepare(prompts, gen_config, do_preprocess, rope_length)
+        return (piece for _, piece in self._stream(requests))
 
     def get_ppl(
         self,
@@ -151,12 +154,15 @@ class Pipeline:
         items, _ = split_prompts(input_ids)
         ids = [self._token_ids(item, f"input_ids[{i}]", least=2) for i, item in enumerate(items)]
         for sequence in ids:
+            self.engine.check_score(sequence)
             self._warn_beyond_native(len(sequence), 0)
         handles = self._run(
             [lambda s=s: self.engine.score(s, token_nll) for s in ids], "Scoring", progress
         )
         outputs = [handle.wait() for handle in handles]
-        return [Perplexity(out, _beyond_native(out, out.input_token_len)) for out in outputs]
+        return [
+            Perplexity(out, beyond_native(out.rope_profile, out.input_token_len)) for out in outputs
+        ]
 
     def get_logits(
         self,
@@ -185,9 +191,53 @@ class Pipeline:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _end_token_ids(self) -> list[int]:
-        end = self.tokenizer.eos_token_id
-        return [] if end is None else [end]
+    def prepare(
+        self,
+        prompts: Any,
+        gen_config: GenerationConfig | Sequence[GenerationConfig] | None = None,
+        do_preprocess: bool = True,
+        rope_length: str | int | None = None,
+    ) -> tuple[list[Generation], bool]:
+        """What infer() would run, checked but not submitted, sequence by sequence; and whether
+        there was one prompt alone."""
+        items, alone = split_prompts(prompts)
+        configs = _each(gen_config, len(items))
+        natives = [config.native(self.tokenizer) for config in configs]
+        ids = [self._encode(item, i, do_preprocess) for i, item in enumerate(items)]
+        for prompt, native in zip(ids, natives, strict=True):
+            self.engine.check_generate(prompt, native, rope_length)
+            self._warn_beyond_native(len(prompt), native.max_new_tokens)
+        return [
+            generation
+            for i, config in enumerate(configs)
+            for generation in self._sequences(ids[i], i, config, natives[i], rope_length)
+        ], alone
+
+    def _sequences(
+        self,
+        ids: TokenIds,
+        index: int,
+        config: GenerationConfig,
+        native: _core.GenerationConfig,
+        rope_length: str | int | None,
+    ) -> Iterator[Generation]:
+        """The n sequences of a prompt; their seeds follow one another."""
+        seed = native.seed
+        if seed is None and config.n > 1:
+            seed = secrets.randbits(64)
+        for choice in range(config.n):
+            if seed is not None:
+                native.seed = (seed + choice) % 2**64
+
+            def start(
+                signal: Signal | None = None, seed: int | None = native.seed
+            ) -> RequestHandle:
+                native.seed = seed
+                return self.engine.generate(
+                    ids, native, rope_length, config.prompt_logprobs, signal
+                )
+
+            yield Generation(start, self.tokenizer, config, len(ids), index, choice)
 
     def _encode(self, prompt: Any, index: int, do_preprocess: bool) -> TokenIds:
         what = f"prompts[{index}]"
@@ -232,34 +282,34 @@ class Pipeline:
                             report([h.progress() for h in handles])
                 report([h.progress() for h in handles])
         except BaseException:
-            for handle in handles:
-                handle.cancel()
-            for handle in handles:
-                while not handle.wait_for(0.1):
-                    pass
+            _end(handles)
             raise
         return handles
 
-    def _response(
-        self, handle: RequestHandle, index: int, prompt_tokens: int, config: GenerationConfig
-    ) -> Response:
+    def _stream(
+        self, requests: Sequence[Generation], progress: ProgressCallback | None = None
+    ) -> Iterator[tuple[int, Response]]:
+        """Runs the requests and gives out their pieces, each with its place in `requests`."""
+        signal = Signal()
+        running: list[Generation] = []
         try:
-            out = handle.wait()
-        except NumericalError as error:  # of this prompt alone: the others keep their answers
-            return Response("", 0, prompt_tokens, "error", index=index, error_message=str(error))
-        return Response(
-            text=self.tokenizer.decode(out.token_ids, config.skip_special_tokens),
-            generate_token_len=len(out.token_ids),
-            input_token_len=out.input_token_len,
-            finish_reason=_FINISH_REASONS[out.finish_reason],
-            token_ids=out.token_ids,
-            index=index,
-            context_full=out.finish_reason == "context_full",
-            beyond_native=_beyond_native(out, out.input_token_len + len(out.token_ids)),
-            seed=out.seed,
-            rope_profile=out.rope_profile,
-            timings=Timings.of(out),
-        )
+            with Bar("Generating", "tokens") as bar:
+                report = progress or (lambda states: show(bar, states))
+                for request in requests:
+                    request.submit(signal)
+                    running.append(request)
+                said = time.monotonic()
+                while any(not request.done for request in requests):
+                    signal.wait_for(INTERVAL)
+                    for i, request in enumerate(requests):
+                        piece = None if request.done else request.next()
+                        if piece is not None:
+                            yield i, piece
+                    if time.monotonic() - said >= INTERVAL:
+                        said = time.monotonic()
+                        report([request.handle.progress() for request in requests])
+        finally:
+            _end(request.handle for request in running)
 
     def _warn_beyond_native(self, prompt_tokens: int, max_new_tokens: int | None) -> None:
         if self._warned:
@@ -268,10 +318,10 @@ class Pipeline:
         new = session_len if max_new_tokens is None else max_new_tokens
         length = min(prompt_tokens + new, session_len)
         profile = self.engine.rope_profile(prompt_tokens, max_new_tokens or 0)
-        if _unscaled(profile) and length > profile.native_length:
+        if unscaled(profile) and length > profile.native_length:
             self._warned = True
             text = _BEYOND_NATIVE.format(length=length, native=profile.native_length)
-            warnings.warn(text, stacklevel=4)
+            warnings.warn(text, stacklevel=_user_level())
 
 
 def _log_at(level: str) -> None:
@@ -326,10 +376,34 @@ def _ascending(positions: Any, length: int) -> tuple[list[int], npt.NDArray[np.i
     return rows.tolist(), order
 
 
-def _unscaled(profile: RopeProfile) -> bool:
-    return profile.type == "default"
+def by_prompt(responses: Sequence[Response], requests: Sequence[Generation]) -> list[Any]:
+    """A Response for each prompt, or with n > 1 the list of its n."""
+    grouped: list[Any] = []
+    for response, request in zip(responses, requests, strict=True):
+        if request.config.n == 1:
+            grouped.append(response)
+        elif request.choice == 0:
+            grouped.append([response])
+        else:
+            grouped[-1].append(response)
+    return grouped
 
 
-def _beyond_native(output: RequestOutput, tokens: int) -> bool:
-    profile = output.rope_profile
-    return _unscaled(profile) and tokens > profile.native_length
+def _end(handles: Iterable[RequestHandle]) -> None:
+    """Cancels what still runs and waits until it has ended; nothing happens to what has."""
+    handles = list(handles)
+    for handle in handles:
+        handle.cancel()
+    for handle in handles:
+        while not handle.wait_for(0.1):
+            pass
+
+
+def _user_level() -> int:
+    """The stacklevel, seen from the caller, of the first frame outside this package."""
+    level = 1
+    frame = sys._getframe(1)
+    while frame.f_back and Path(frame.f_code.co_filename).parent == Path(__file__).parent:
+        frame = frame.f_back
+        level += 1
+    return level

@@ -18,33 +18,59 @@ _MAX_EXPONENT = math.log(sys.float_info.max)
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds one request spent waiting, in prefill and in decode."""
+    """Seconds one request spent waiting, in prefill and in decode, and what was done in them."""
 
     queue_s: float
     prefill_s: float
     decode_s: float
+    #: Tokens of the prompt that were computed.
+    prefill_tokens: int = 0
+    #: Tokens generated after the first, which the prefill gives.
+    decode_tokens: int = 0
 
     @classmethod
     def of(cls, output: RequestOutput) -> Timings:
-        return cls(output.queue_s, output.prefill_s, output.decode_s)
+        return cls(
+            output.queue_s,
+            output.prefill_s,
+            output.decode_s,
+            output.input_token_len,
+            max(len(output.token_ids) - 1, 0),
+        )
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        return self.prefill_tokens / self.prefill_s if self.prefill_s > 0 else 0.0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        return self.decode_tokens / self.decode_s if self.decode_s > 0 else 0.0
 
 
 @dataclass
 class Response:
     """One generation, with LMDeploy's fields and what a long context makes worth knowing.
 
-    `token_ids` and `text` leave out the token that ended the generation.
+    `token_ids` and `text` leave out the token or word that ended the generation, unless
+    include_stop_str_in_output asks for it. stream_infer() gives a response in pieces: text,
+    token_ids and logprobs are then what is new, generate_token_len counts from the beginning, and
+    what is known only at the end comes with the last piece, which has a finish_reason.
     """
 
     text: str
     generate_token_len: int
     input_token_len: int
-    #: "stop": an end or stop token; "length": max_new_tokens, or the context is full;
-    #: "abort": cancelled; "error": see error_message.
+    #: "stop": an end or stop token or a stop word; "length": max_new_tokens, or the context is
+    #: full; "abort": cancelled; "error": see error_message.
     finish_reason: str | None = None
     token_ids: list[int] = field(default_factory=list)
+    #: For each token, natural-log probabilities by id: of GenerationConfig.logprobs likeliest
+    #: tokens, likeliest first, and of the token itself.
     logprobs: list[dict[int, float]] | None = None
+    #: Of the prompt in its list.
     index: int = 0
+    #: Which of the n sequences of its prompt.
+    choice: int = 0
     error_message: str | None = None
     #: The context, not max_new_tokens, ended the generation.
     context_full: bool = False
@@ -54,6 +80,21 @@ class Response:
     seed: int = 0
     rope_profile: RopeProfile | None = None
     timings: Timings | None = None
+    #: GenerationConfig.prompt_logprobs: of each prompt token after the first.
+    prompt_logprobs: list[float] | None = None
+
+    def extend(self, piece: Response) -> Response:
+        """Appends the piece of a stream that follows; returns itself."""
+        logprobs = self.logprobs
+        if logprobs is not None or piece.logprobs is not None:
+            logprobs = (logprobs or []) + (piece.logprobs or [])
+        joined = {
+            "text": self.text + piece.text,
+            "token_ids": self.token_ids + piece.token_ids,
+            "logprobs": logprobs,
+        }
+        vars(self).update(vars(piece) | joined)
+        return self
 
     def _lines(self) -> list[str]:
         lines = [
@@ -108,3 +149,12 @@ class Perplexity(float):
     def mean_nll(self) -> float:
         """nll_sum / num_tokens, in nats; the logarithm of the perplexity."""
         return self.nll_sum / self.num_tokens
+
+
+def unscaled(profile: RopeProfile) -> bool:
+    return profile.type == "default"
+
+
+def beyond_native(profile: RopeProfile, tokens: int) -> bool:
+    """Whether so many tokens pass the model's trained length without any RoPE scaling."""
+    return unscaled(profile) and tokens > profile.native_length

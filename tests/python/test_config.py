@@ -31,19 +31,10 @@ NOT_YET = {
         "nnodes": 2,
     },
     GenerationConfig: {
-        "n": 2,
-        "min_p": 0.1,
-        "repetition_penalty": 1.1,
-        "stop_words": ["x"],
-        "bad_words": ["x"],
-        "bad_token_ids": [1],
-        "min_new_tokens": 1,
-        "logprobs": 1,
         "response_format": {"type": "json_object"},
         "logits_processors": [len],
         "output_logits": "all",
         "output_last_hidden_state": "all",
-        "include_stop_str_in_output": True,
         "spaces_between_special_tokens": False,
     },
 }
@@ -91,6 +82,19 @@ BAD = [
     (GenerationConfig, "stop_token_ids", [1.0], "a list of token ids"),
     (GenerationConfig, "stop_token_ids", 2, "a list of token ids"),
     (GenerationConfig, "stop_token_ids", [-1], "a list of token ids"),
+    (GenerationConfig, "n", 0, "an integer"),
+    (GenerationConfig, "min_p", 1.1, r"a number in \[0, 1\], got 1.1"),
+    (GenerationConfig, "repetition_penalty", 0, "a number > 0, got 0"),
+    (GenerationConfig, "frequency_penalty", math.inf, "a number, got inf"),
+    (GenerationConfig, "presence_penalty", "1", "a number, got '1'"),
+    (GenerationConfig, "stop_words", "stop", "None or a list of strings"),
+    (GenerationConfig, "stop_words", [""], "a list of strings, none of them empty"),
+    (GenerationConfig, "bad_words", [7], "a list of strings"),
+    (GenerationConfig, "bad_token_ids", [-1], "a list of token ids"),
+    (GenerationConfig, "min_new_tokens", -1, "None or an integer >= 0"),
+    (GenerationConfig, "logprobs", 1025, r"an integer in \[0, 1024\], got 1025"),
+    (GenerationConfig, "prompt_logprobs", 1, "True or False, got 1"),
+    (GenerationConfig, "include_stop_str_in_output", 1, "True or False, got 1"),
     (GenerationConfig, "ignore_eos", None, "True or False, got None"),
     (GenerationConfig, "skip_special_tokens", 0, "True or False, got 0"),
 ]
@@ -170,6 +174,7 @@ def test_overrides_must_be_json() -> None:
         ({"top_k": 40}, (0.8, 40, 1.0)),
         ({"top_k": 0}, (0.8, 0, 1.0)),
         ({"top_p": 0.8, "top_k": 40, "temperature": 0.7}, (0.7, 40, 0.8)),
+        ({"min_p": 0.1}, (0.8, 50, 1.0)),
         ({"do_sample": True}, (0.8, 50, 1.0)),
         ({"do_sample": False, "temperature": 0.5, "top_k": 3}, None),
         ({"temperature": 0}, None),
@@ -185,16 +190,64 @@ def test_sampling_when_something_asks_for_it(
         assert (native.temperature, native.top_k, native.top_p) == pytest.approx(sampling)
 
 
+class Words:
+    """A tokenizer of single letters, with one special token."""
+
+    eos_token_id = 2
+
+    def encode(self, s: str, add_special_tokens: bool = True) -> list[int]:
+        return [3] if s == "<stop>" else [ord(c) for c in s]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return "".join(chr(i) for i in ids if i > 3)
+
+
 def test_generation_options_reach_the_engine() -> None:
     native = GenerationConfig(
-        max_new_tokens=7, random_seed=2**63 + 1, stop_token_ids=[9, 4]
-    ).native([2])
+        max_new_tokens=7,
+        random_seed=2**63 + 1,
+        stop_token_ids=[9, 4],
+        stop_words=["ab", "c", "<stop>"],
+        bad_words=["xy"],
+        bad_token_ids=[5],
+        min_new_tokens=3,
+        repetition_penalty=1.5,
+        frequency_penalty=-0.5,
+        presence_penalty=0.25,
+        min_p=0.125,
+        logprobs=0,
+    ).native(Words())
     assert native.max_new_tokens == 7
     assert native.seed == 2**63 + 1
-    assert native.stop_token_ids == [2, 4, 9]
+    assert native.stop_token_ids == [2, 3, 4, 9]
+    assert native.bad_sequences == [[5], [120, 121], [32, 120, 121]]
+    assert native.min_new_tokens == 3
+    assert native.repetition_penalty == 1.5
+    assert native.frequency_penalty == -0.5
+    assert native.presence_penalty == 0.25
+    assert native.min_p == 0.125
+    assert native.logprobs == 0
     assert native.ignore_eos is False
-    native = GenerationConfig(max_new_tokens=None, ignore_eos=True, stop_token_ids=[9]).native([2])
+    config = GenerationConfig(max_new_tokens=None, ignore_eos=True, stop_token_ids=[9])
+    native = config.native(Words())
     assert native.max_new_tokens is None
     assert native.seed is None
     assert native.stop_token_ids == [9]
     assert native.ignore_eos is True
+    assert native.logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("n", 2), ("stop_words", ["x"]), ("bad_words", ["x"]), ("prompt_logprobs", True)],
+)
+def test_what_needs_text_raises_without_it(name: str, value: Any) -> None:
+    config = GenerationConfig(temperature=1.0, **{name: value})
+    config.native(Words())
+    with pytest.raises(Unsupported, match=f"^{name}: expected .* without a pipeline, got"):
+        config.native()
+
+
+def test_several_sequences_need_sampling() -> None:
+    with pytest.raises(InvalidArgument, match="n: expected 1 without sampling, got 2"):
+        GenerationConfig(n=2).native(Words())

@@ -56,6 +56,7 @@ struct RequestOutput {
   /// likeliest ones, likeliest first.
   std::vector<TokenLogprob> logprobs;
   FinishReason finish_reason = FinishReason::kNone;
+  std::optional<int32_t> stop_token_id;  ///< kStop: the token that stopped it
   int64_t input_token_len = 0;
   RopeProfile rope_profile;  ///< the profile every token of the request was rotated with
   uint64_t seed = 0;         ///< what sampling used

@@ -137,6 +137,7 @@ TEST(Engine, StopsAtStopTokensUnlessTold) {
   request.generation.stop_token_ids = {stop};
   const RequestOutput stopped = engine->run(request);
   EXPECT_EQ(stopped.finish_reason, FinishReason::kStop);
+  EXPECT_EQ(stopped.stop_token_id, stop);
   EXPECT_EQ(std::ssize(stopped.token_ids), first);
 
   test::TinyLlama shape;

@@ -5,16 +5,18 @@
 namespace longspan::cuda {
 namespace {
 
-/// The tile of a head size. A warp takes 32 rows where its registers hold their sums, which halves
-/// what it reads of shared memory per product; else 16.
-template <int kPanels>
+/// The tile of a head size, in multiples of 16 columns. A warp takes 32 rows where its registers
+/// hold their sums, which halves what it reads of shared memory per product; else 16.
+template <int kColTiles_, int kKeys_>
 struct Tile {
+  static constexpr int kColTiles = kColTiles_;
+  static constexpr int kKeys = kKeys_;
   static constexpr int kRows = kPrefillRows;
-  static constexpr int kRowTiles = kPanels <= 2 ? 2 : 1;  // of 16 rows, per warp
+  static constexpr int kPanels = (kColTiles + 3) / 4;
+  static constexpr int kRowTiles = kColTiles <= 8 ? 2 : 1;  // of 16 rows, per warp
   static constexpr int kWarps = kRows / (16 * kRowTiles);
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kKeys = kPanels <= 2 ? 64 : 32;
-  static constexpr int kBlocksPerSm = kPanels <= 2 ? 2 : 1;
+  static constexpr int kBlocksPerSm = kColTiles <= 8 ? 2 : 1;
   // Shared memory, in panels of 128-byte rows, swizzled: queries, keys, values.
   static constexpr int kQueryPanel = kRows * 128;
   static constexpr int kKeyPanel = kKeys * 128;
@@ -23,17 +25,16 @@ struct Tile {
 
 /// Starts copying the keys (or values, `from_tile` bytes further) [first, first + kKeys) of a KV
 /// head to shared memory. Those beyond num_keys become zero: 0 times what stands there need not be.
-template <int kPanels>
+template <class T>
 __device__ void load_keys(const AttentionArgs& args, const int32_t* table, int kv_head,
                           int64_t from_tile, int first, int num_keys, uint32_t to) {
-  using T = Tile<kPanels>;
   const int block_len = args.kv.block_len;
   const int in_block = first % block_len;
   const char* from = args.kv.key_tile(__ldg(table + first / block_len), args.layer, kv_head) +
-                     from_tile + in_block / kPanelTokens * (kPanels * kPanelBytes) +
+                     from_tile + in_block / kPanelTokens * (T::kPanels * kPanelBytes) +
                      in_block % kPanelTokens * 128;
 #pragma unroll
-  for (int i = threadIdx.x * 16; i < kPanels * T::kKeyPanel; i += T::kThreads * 16) {
+  for (int i = threadIdx.x * 16; i < T::kPanels * T::kKeyPanel; i += T::kThreads * 16) {
     const int panel = i / T::kKeyPanel;
     const int byte = i % T::kKeyPanel;
     cp_async(to + i, from + panel * kPanelBytes + byte, first + byte / 128 < num_keys);
@@ -41,14 +42,13 @@ __device__ void load_keys(const AttentionArgs& args, const int32_t* table, int k
 }
 
 /// Starts copying the queries of a tile; rows beyond num_rows and columns beyond head_dim are zero.
-template <int kPanels>
+template <class T>
 __device__ void load_queries(const AttentionArgs& args, const __nv_bfloat16* from, int num_rows,
                              uint32_t to) {
-  using T = Tile<kPanels>;
 #pragma unroll 4
-  for (int i = threadIdx.x; i < T::kRows * kPanels * 8; i += T::kThreads) {
-    const int row = i / (kPanels * 8);
-    const int chunk = i % (kPanels * 8);
+  for (int i = threadIdx.x; i < T::kRows * T::kPanels * 8; i += T::kThreads) {
+    const int row = i / (T::kPanels * 8);
+    const int chunk = i % (T::kPanels * 8);
     const bool valid = row < num_rows && chunk * 8 < args.kv.head_dim;
     cp_async(to + chunk / 8 * T::kQueryPanel + swizzle(row, chunk % 8),
              valid ? from + row * args.q_stride + chunk * 8 : from, valid);
@@ -57,10 +57,10 @@ __device__ void load_queries(const AttentionArgs& args, const __nv_bfloat16* fro
 
 /// Online softmax of a warp's rows. A lane holds rows lane / 4 + 8 r of each row tile; `sum` is of
 /// its own keys only.
-template <int kPanels>
+template <class T>
 struct Softmax {
-  using T = Tile<kPanels>;
-  float out[T::kRowTiles][kPanels * 8][4] = {};  // [..][n][..] columns 8 n + lane % 4 * 2 + {0, 1}
+  float out[T::kRowTiles][T::kColTiles * 2][4] =
+      {};  // [..][n][..] columns 8 n + lane % 4 * 2 + {0, 1}
   float max[T::kRowTiles][2];
   float sum[T::kRowTiles][2] = {};
 
@@ -120,13 +120,11 @@ struct Softmax {
 };
 
 /// scores = Q K^T of a warp's rows.
-template <int kPanels>
-__device__ void multiply_keys(
-    uint32_t queries, uint32_t keys, int lane,
-    float (&scores)[Tile<kPanels>::kRowTiles][Tile<kPanels>::kKeys / 8][4]) {
-  using T = Tile<kPanels>;
+template <class T>
+__device__ void multiply_keys(uint32_t queries, uint32_t keys, int lane,
+                              float (&scores)[T::kRowTiles][T::kKeys / 8][4]) {
 #pragma unroll
-  for (int k = 0; k < kPanels * 4; ++k) {
+  for (int k = 0; k < T::kColTiles; ++k) {
     uint32_t a[T::kRowTiles][4];
 #pragma unroll
     for (int t = 0; t < T::kRowTiles; ++t) {
@@ -148,11 +146,10 @@ __device__ void multiply_keys(
 }
 
 /// out += P V of a warp's rows.
-template <int kPanels>
-__device__ void multiply_values(
-    const float (&weights)[Tile<kPanels>::kRowTiles][Tile<kPanels>::kKeys / 8][4], uint32_t values,
-    int lane, float (&out)[Tile<kPanels>::kRowTiles][kPanels * 8][4]) {
-  using T = Tile<kPanels>;
+template <class T>
+__device__ void multiply_values(const float (&weights)[T::kRowTiles][T::kKeys / 8][4],
+                                uint32_t values, int lane,
+                                float (&out)[T::kRowTiles][T::kColTiles * 2][4]) {
 #pragma unroll
   for (int k = 0; k < T::kKeys / 16; ++k) {
     uint32_t a[T::kRowTiles][4];
@@ -165,7 +162,7 @@ __device__ void multiply_values(
       a[t][3] = pack_bf16(w[2 * k + 1][2], w[2 * k + 1][3]);
     }
 #pragma unroll
-    for (int n = 0; n < kPanels * 4; ++n) {
+    for (int n = 0; n < T::kColTiles; ++n) {
       uint32_t b[4];
       ldmatrix_trans(
           b, values + n / 4 * T::kKeyPanel + swizzle(k * 16 + lane % 16, n % 4 * 2 + lane / 16));
@@ -179,15 +176,14 @@ __device__ void multiply_values(
 }
 
 /// Writes a warp's rows, by way of the shared memory its queries stood in.
-template <int kPanels>
-__device__ void write_rows(const AttentionArgs& args, const Softmax<kPanels>& softmax,
-                           uint8_t* queries, __nv_bfloat16* to, int num_rows, int lane) {
-  using T = Tile<kPanels>;
+template <class T>
+__device__ void write_rows(const AttentionArgs& args, const Softmax<T>& softmax, uint8_t* queries,
+                           __nv_bfloat16* to, int num_rows, int lane) {
   __syncwarp();
 #pragma unroll
   for (int t = 0; t < T::kRowTiles; ++t) {
 #pragma unroll
-    for (int n = 0; n < kPanels * 8; ++n) {
+    for (int n = 0; n < T::kColTiles * 2; ++n) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float* o = softmax.out[t][n] + 2 * r;
@@ -198,9 +194,9 @@ __device__ void write_rows(const AttentionArgs& args, const Softmax<kPanels>& so
     }
   }
   __syncwarp();
-  for (int i = lane; i < T::kRowTiles * 16 * kPanels * 8; i += 32) {
-    const int row = i / (kPanels * 8);
-    const int chunk = i % (kPanels * 8);
+  for (int i = lane; i < T::kRowTiles * 16 * T::kPanels * 8; i += 32) {
+    const int row = i / (T::kPanels * 8);
+    const int chunk = i % (T::kPanels * 8);
     if (row < num_rows && chunk * 8 < args.kv.head_dim) {
       *reinterpret_cast<uint4*>(to + row * args.out_stride + chunk * 8) =
           *reinterpret_cast<const uint4*>(queries + chunk / 8 * T::kQueryPanel +
@@ -209,14 +205,13 @@ __device__ void write_rows(const AttentionArgs& args, const Softmax<kPanels>& so
   }
 }
 
-template <int kPanels>
-__global__ void __launch_bounds__(Tile<kPanels>::kThreads, Tile<kPanels>::kBlocksPerSm)
+template <class T>
+__global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
     prefill_kernel(const __grid_constant__ AttentionArgs args, const PrefillTile* tiles) {
-  using T = Tile<kPanels>;
   extern __shared__ __align__(1024) uint8_t smem[];
   const uint32_t queries = smem_address(smem);
-  const uint32_t keys = queries + kPanels * T::kQueryPanel;
-  const uint32_t values = keys + kPanels * T::kKeyPanel;
+  const uint32_t keys = queries + T::kPanels * T::kQueryPanel;
+  const uint32_t values = keys + T::kPanels * T::kKeyPanel;
   const int lane = threadIdx.x % 32;
   const int warp_row = threadIdx.x / 32 * (16 * T::kRowTiles);
 
@@ -230,19 +225,19 @@ __global__ void __launch_bounds__(Tile<kPanels>::kThreads, Tile<kPanels>::kBlock
   const int64_t row = int64_t{seq.first_row} + tile.row;
   const int64_t col = int64_t{tile.head} * args.kv.head_dim;
 
-  load_queries<kPanels>(args, args.q + row * args.q_stride + col, num_rows, queries);
-  load_keys<kPanels>(args, table, kv_head, 0, 0, num_keys, keys);
+  load_queries<T>(args, args.q + row * args.q_stride + col, num_rows, queries);
+  load_keys<T>(args, table, kv_head, 0, 0, num_keys, keys);
   cp_async_commit();
 
-  Softmax<kPanels> softmax;
+  Softmax<T> softmax;
   for (int first = 0; first < num_keys; first += T::kKeys) {
     cp_async_wait<0>();
     __syncthreads();
-    load_keys<kPanels>(args, table, kv_head, args.kv.tile_bytes, first, num_keys, values);
+    load_keys<T>(args, table, kv_head, args.kv.tile_bytes, first, num_keys, values);
     cp_async_commit();
 
     float scores[T::kRowTiles][T::kKeys / 8][4] = {};
-    multiply_keys<kPanels>(queries + warp_row * 128, keys, lane, scores);
+    multiply_keys<T>(queries + warp_row * 128, keys, lane, scores);
     if (first + T::kKeys - 1 > first_position + warp_row) {
 #pragma unroll
       for (int t = 0; t < T::kRowTiles; ++t) {
@@ -260,37 +255,40 @@ __global__ void __launch_bounds__(Tile<kPanels>::kThreads, Tile<kPanels>::kBlock
     cp_async_wait<0>();
     __syncthreads();
     if (first + T::kKeys < num_keys) {
-      load_keys<kPanels>(args, table, kv_head, 0, first + T::kKeys, num_keys, keys);
+      load_keys<T>(args, table, kv_head, 0, first + T::kKeys, num_keys, keys);
       cp_async_commit();
     }
     softmax.weigh(scores, seq.scale_log2);
-    multiply_values<kPanels>(scores, values, lane, softmax.out);
+    multiply_values<T>(scores, values, lane, softmax.out);
   }
   softmax.normalise();
-  write_rows<kPanels>(args, softmax, smem + warp_row * 128,
-                      args.out + (row + warp_row) * args.out_stride + col, num_rows - warp_row,
-                      lane);
+  write_rows<T>(args, softmax, smem + warp_row * 128,
+                args.out + (row + warp_row) * args.out_stride + col, num_rows - warp_row, lane);
 }
 
-/// The kernel of a head size, told to `use` with the shape of its tile.
+/// The kernel of a head size on the current device, told to `use` with the shape of its tile.
 template <class Use>
-cudaError_t with_kernel(int panels, Use use) {
-  switch (panels) {
-    case 1:
-      return use(prefill_kernel<1>, Tile<1>());
-    case 2:
-      return use(prefill_kernel<2>, Tile<2>());
-    case 3:
-      return use(prefill_kernel<3>, Tile<3>());
-    default:
-      return use(prefill_kernel<4>, Tile<4>());
+cudaError_t with_kernel(int head_dim, Use use) {
+  const auto with = [&](auto tile) { return use(prefill_kernel<decltype(tile)>, tile); };
+  if (head_dim <= 64) return with(Tile<4, 64>());
+  if (head_dim <= 80) return with(Tile<5, 64>());
+  if (head_dim <= 96) return with(Tile<6, 64>());
+  if (head_dim <= 128) return with(Tile<8, 64>());
+  if (head_dim <= 192) return with(Tile<12, 64>());
+  int device = 0;
+  int smem = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&smem, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   }
+  if (error != cudaSuccess) return error;
+  return smem >= Tile<16, 64>::kSmem ? with(Tile<16, 64>()) : with(Tile<16, 32>());
 }
 
 }  // namespace
 
 cudaError_t prepare_prefill_mma(int32_t head_dim) {
-  return with_kernel((head_dim + kPanelCols - 1) / kPanelCols, [](auto kernel, auto tile) {
+  return with_kernel(head_dim, [](auto kernel, auto tile) {
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, tile.kSmem);
   });
 }
@@ -298,7 +296,7 @@ cudaError_t prepare_prefill_mma(int32_t head_dim) {
 cudaError_t attention_prefill_mma(const AttentionArgs& args, const PrefillTile* tiles,
                                   int32_t num_tiles, cudaStream_t stream) {
   if (num_tiles == 0) return cudaSuccess;
-  return with_kernel(args.kv.panels_per_token, [&](auto kernel, auto tile) {
+  return with_kernel(args.kv.head_dim, [&](auto kernel, auto tile) {
     kernel<<<num_tiles, tile.kThreads, tile.kSmem, stream>>>(args, tiles);
     return cudaGetLastError();
   });

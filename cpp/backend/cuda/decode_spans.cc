@@ -8,27 +8,39 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+/// Spans at most, however long the sequence.
+int64_t max_splits(int64_t num_pairs) {
+  return std::max<int64_t>(kMaxDecodeSplits / ceil_div(num_pairs, kDecodePairs), 1);
+}
+
 }  // namespace
 
-int32_t decode_span_len(int64_t num_keys) {
-  const auto least = static_cast<uint64_t>(ceil_div(num_keys, kMaxDecodeSplits));
+int32_t decode_span_len(int64_t num_keys, int64_t num_pairs) {
+  const auto least = static_cast<uint64_t>(ceil_div(num_keys, max_splits(num_pairs)));
   return static_cast<int32_t>(
       std::max(std::bit_ceil(least), static_cast<uint64_t>(kMinDecodeSpan)));
 }
 
 DecodeSizes max_decode_sizes(int64_t max_seqs, int64_t max_rows, int64_t max_keys,
                              int64_t num_heads, int64_t num_kv_heads) {
-  const int64_t splits = std::min<int64_t>(kMaxDecodeSplits, ceil_div(max_keys, kMinDecodeSpan));
-  const int64_t tiles = ceil_div(max_rows * (num_heads / num_kv_heads), kDecodePairs);
-  return {max_seqs * splits * tiles, max_seqs * tiles, max_seqs * splits * max_rows * num_heads};
+  DecodeSizes sizes;
+  for (int64_t rows = 1; rows <= max_rows; ++rows) {
+    const int64_t pairs = rows * (num_heads / num_kv_heads);
+    const int64_t runs = ceil_div(pairs, kDecodePairs);
+    const int64_t splits = std::min(max_splits(pairs), ceil_div(max_keys, kMinDecodeSpan));
+    sizes.spans = std::max(sizes.spans, max_seqs * splits * runs);
+    sizes.merges = std::max(sizes.merges, max_seqs * runs);
+    sizes.partial_rows = std::max(sizes.partial_rows, max_seqs * splits * rows * num_heads);
+  }
+  return sizes;
 }
 
 DecodeSpans::DecodeSpans(std::span<const DecodeSeq> seqs, int64_t num_heads, int64_t num_kv_heads) {
   const int64_t group = num_heads / num_kv_heads;
   for (const DecodeSeq& seq : seqs) {
-    const int64_t span_len = decode_span_len(seq.num_keys);
-    const int64_t splits = ceil_div(seq.num_keys, span_len);
     const int64_t pairs = seq.num_rows * group;
+    const int64_t span_len = decode_span_len(seq.num_keys, pairs);
+    const int64_t splits = ceil_div(seq.num_keys, span_len);
     for (int64_t first_pair = 0; first_pair < pairs; first_pair += kDecodePairs) {
       const int64_t num_pairs = std::min<int64_t>(pairs - first_pair, kDecodePairs);
       DecodeSpan span;

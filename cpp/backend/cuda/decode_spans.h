@@ -8,7 +8,8 @@ namespace longspan::cuda {
 
 /// (row, head) pairs that share one reading of the keys of their KV head: the M of an mma.
 inline constexpr int kDecodePairs = 16;
-/// Most spans that the keys of one sequence are split into.
+/// Most spans that the keys of one sequence are split into; fewer where several runs of pairs read
+/// them.
 inline constexpr int kMaxDecodeSplits = 64;
 /// Keys of a span at least, that partial results stay a small part of what is read.
 inline constexpr int kMinDecodeSpan = 512;
@@ -56,9 +57,9 @@ struct DecodeSeq {
   int64_t num_keys = 0;  ///< that its last row sees: first_position + num_rows
 };
 
-/// Keys per span of a sequence: a function of its own length only, so that its results do not
-/// depend on the company it has in a batch. num_keys in [1, 2^30].
-int32_t decode_span_len(int64_t num_keys);
+/// Keys per span of a sequence: a function of its own length and pairs only, so that its results do
+/// not depend on the company it has in a batch. num_keys in [1, 2^30].
+int32_t decode_span_len(int64_t num_keys, int64_t num_pairs);
 
 /// The most that max_seqs sequences of at most max_rows rows and max_keys keys can need.
 DecodeSizes max_decode_sizes(int64_t max_seqs, int64_t max_rows, int64_t max_keys,

@@ -1,0 +1,97 @@
+#pragma once
+
+#include "backend/cuda/decode_tile.cuh"
+
+namespace longspan::cuda::decode {
+
+/// Where pair p of a span is read and written: its row of the step and its query head.
+struct PairPlace {
+  int64_t row;
+  int64_t col;
+
+  __device__ PairPlace(const AttentionArgs& args, const SeqView& seq, int kv_head, int pair) {
+    const int group = args.num_heads / args.kv.num_kv_heads;
+    row = seq.first_row + pair / group;
+    col = int64_t{kv_head * group + pair % group} * args.kv.head_dim;
+  }
+};
+
+/// Puts the warps' results together and writes them: to out, or normalised to the partial rows.
+template <int kPanels>
+__device__ void finish_span(const AttentionArgs& args, const DecodeWork& work,
+                            const DecodeSpan& span, const SeqView& seq, int kv_head,
+                            Softmax<kPanels>& softmax, Fixed<kPanels>& shared) {
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float sum = softmax.sum[r];
+    sum += __shfl_xor_sync(~0U, sum, 1);
+    sum += __shfl_xor_sync(~0U, sum, 2);
+    if (lane % 4 == 0) {
+      shared.max[warp][lane / 4 + 8 * r] = softmax.max[r];
+      shared.sum[warp][lane / 4 + 8 * r] = sum;
+    }
+  }
+  __syncthreads();
+
+  const auto max_of = [&](int pair) {
+    float m = shared.max[0][pair];
+    for (int w = 1; w < kWarps; ++w) m = fmaxf(m, shared.max[w][pair]);
+    return m;
+  };
+  float scale[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float m = max_of(lane / 4 + 8 * r);
+    scale[r] = m == -INFINITY ? 0.0F : exp2_approx(softmax.max[r] - m);
+  }
+  // Now each thread writes 8 columns of one pair per panel.
+  const int pair = threadIdx.x / 8;
+  const int first_col = threadIdx.x % 8 * 8;
+  const float max = max_of(pair);
+  float sum = 0;
+  for (int w = 0; w < kWarps; ++w) {
+    if (max != -INFINITY) sum += shared.sum[w][pair] * exp2_approx(shared.max[w][pair] - max);
+  }
+  const float inverse = sum > 0 ? 1.0F / sum : 0.0F;
+  const PairPlace place(args, seq, kv_head, span.first_pair + pair);
+  const int64_t partial = span.partial + int64_t{kv_head} * span.num_pairs + pair;
+
+#pragma unroll
+  for (int p = 0; p < kPanels; ++p) {
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float* o = softmax.out[p * 8 + n] + 2 * r;
+        *reinterpret_cast<float2*>(&shared.exchange[warp][lane / 4 + 8 * r][n * 8 + lane % 4 * 2]) =
+            make_float2(o[0] * scale[r], o[1] * scale[r]);
+      }
+    }
+    __syncthreads();
+    const int col = p * kPanelCols + first_col;
+    if (pair < span.num_pairs && col < args.kv.head_dim) {
+      float o[8] = {};
+      for (int w = 0; w < kWarps; ++w) {
+#pragma unroll
+        for (int c = 0; c < 8; ++c) o[c] += shared.exchange[w][pair][first_col + c];
+      }
+#pragma unroll
+      for (int c = 0; c < 8; ++c) o[c] *= inverse;
+      if (span.partial < 0) {
+        *reinterpret_cast<uint4*>(args.out + place.row * args.out_stride + place.col + col) =
+            make_uint4(pack_bf16(o[0], o[1]), pack_bf16(o[2], o[3]), pack_bf16(o[4], o[5]),
+                       pack_bf16(o[6], o[7]));
+      } else {
+        auto* to = reinterpret_cast<float4*>(work.partial_out + partial * args.kv.head_dim + col);
+        to[0] = make_float4(o[0], o[1], o[2], o[3]);
+        to[1] = make_float4(o[4], o[5], o[6], o[7]);
+        if (col == 0) work.partial_lse[partial] = max + log2f(sum);
+      }
+    }
+    __syncthreads();
+  }
+}
+
+}  // namespace longspan::cuda::decode

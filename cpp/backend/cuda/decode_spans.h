@@ -11,8 +11,9 @@ inline constexpr int kDecodePairs = 16;
 /// Most spans that the keys of one sequence are split into; fewer where several runs of pairs read
 /// them.
 inline constexpr int kMaxDecodeSplits = 64;
-/// Keys of a span at least, that partial results stay a small part of what is read.
-inline constexpr int kMinDecodeSpan = 512;
+/// Keys of a span at least: few enough that one short sequence occupies a card, enough that partial
+/// results stay a small part of what is read.
+inline constexpr int kMinDecodeSpan = 256;
 
 /// A run of keys of one sequence for at most kDecodePairs of its pairs: the unit of work of the
 /// decode kernel, once per KV head. Pair p of a KV head is row p / group, head p % group of the

@@ -6,10 +6,10 @@
 namespace longspan::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kChunk = 8;  // elements of 16 bytes of bfloat16, the unit of a thread
+constexpr int kThreads = 128;
+constexpr int kChunk = 8;  // elements of 16 bytes of bfloat16, the unit of a write
 
-/// How a launch is laid out: what RotateAppendArgs says, but for the types.
+/// How a launch is laid out: what RotateAppendArgs says, but for the type of qkv.
 struct Task {
   PlanView plan;
   KvLayout kv;
@@ -22,105 +22,166 @@ struct Task {
   const float* k_norm;
   float norm_eps;
   const float* q_factor;
+
+  __device__ bool has_norm() const { return q_norm != nullptr || k_norm != nullptr; }
+  /// The block of a position; its length is a power of two.
+  __device__ int64_t block_at(const SeqView& seq, int64_t position) const {
+    return plan.block_tables[seq.table + (position >> (__ffs(kv.block_len) - 1))];
+  }
 };
 
-/// The block of a position; its length is a power of two.
-__device__ int64_t block_at(const Task& task, const SeqView& seq, int64_t position) {
-  return task.plan.block_tables[seq.table + (position >> (__ffs(task.kv.block_len) - 1))];
-}
+/// A head of a row of qkv, numbered q | k | v.
+struct Head {
+  int index;
+  bool is_q;
+  bool is_v;
+  int kv_head;
 
-/// Elements [kChunk chunk, kChunk (chunk + 1)) of a head at x, rotated by row t's angles; norm
-/// weights of the head or null, `scale` 1 / rms of the head where there are any.
-template <bool kAligned, class T>
-__device__ Eight rotated(const Task& task, const T* x, const Eight& own, int chunk, int count,
-                         const float (&angles)[kChunk][2], const float* norm, float scale) {
-  const int first = chunk * kChunk;
-  const int pairs = task.plan.rotary_pairs;
-  const auto element = [&](float raw, int d) { return norm ? raw * scale * norm[d] : raw; };
-  Eight other;  // the partners; those of an aligned chunk are a chunk too
-  if constexpr (kAligned) {
-    if (first < 2 * pairs) other = load8(x + (first < pairs ? first + pairs : first - pairs));
+  __device__ Head(const Task& task, int i)
+      : index(i),
+        is_q(i < task.num_heads),
+        is_v(i >= task.num_heads + task.kv.num_kv_heads),
+        kv_head(i - task.num_heads - (is_v ? task.kv.num_kv_heads : 0)) {}
+  __device__ const float* norm(const Task& task) const {
+    return is_v ? nullptr : is_q ? task.q_norm : task.k_norm;
   }
-  Eight y;
-#pragma unroll
-  for (int i = 0; i < kChunk; ++i) {
-    const int d = first + i;
-    y.x[i] = 0.0f;
-    if (!kAligned && i >= count) continue;
-    const float a = element(own.x[i], d);
-    if (d >= 2 * pairs) {
-      y.x[i] = a;
-      continue;
-    }
-    const int partner = d < pairs ? d + pairs : d - pairs;
-    const float b = element(kAligned ? other.x[i] : to_float(x[partner]), partner);
-    // The first of a pair is a cos - b sin, the second a cos + b sin with b the first.
-    y.x[i] = a * angles[i][0] + (d < pairs ? -b : b) * angles[i][1];
-  }
-  return y;
-}
+};
 
-/// One block to a row: groups of kLanes threads share out the row's heads, q | k | v, each thread
-/// a chunk of them, so that the row's angles are read once.
-template <bool kAligned, int kLanes, class T>
-__device__ void append_row(const Task& task, const T* qkv, int32_t t, int32_t seq_index) {
-  const KvLayout& kv = task.kv;
-  const SeqView& seq = task.plan.seqs[seq_index];
-  const int64_t position = seq.first_position + t - seq.first_row;
-  const int64_t block = block_at(task, seq, position);
-  const int token = static_cast<int>(position & (kv.block_len - 1));
-  const int chunk = static_cast<int>(threadIdx.x) % kLanes;
-  const int first = chunk * kChunk;
-  const int count = min(kChunk, kv.head_dim - first);  // not above 0 in the padding of a panel
-  const int pairs = task.plan.rotary_pairs;
-  const T* row = qkv + t * task.qkv_stride;
-  __nv_bfloat16* q_row = task.q_out + t * task.q_stride;
+/// Where a row's results go.
+struct Target {
+  __nv_bfloat16* q_row;
+  float q_factor;
+  int64_t block;
+  int token;  // within the block
 
-  float angles[kChunk][2];
-  const auto* cos_sin = reinterpret_cast<const float2*>(task.plan.cos_sin) + int64_t{t} * pairs;
-#pragma unroll
-  for (int i = 0; i < kChunk; ++i) {
-    const int d = first + i;
-    const float2 angle = d < 2 * pairs ? cos_sin[d < pairs ? d : d - pairs] : float2{1.0f, 0.0f};
-    angles[i][0] = angle.x;
-    angles[i][1] = angle.y;
+  __device__ Target(const Task& task, int32_t t, int32_t seq_index) {
+    const SeqView& seq = task.plan.seqs[seq_index];
+    const int64_t position = seq.first_position + t - seq.first_row;
+    block = task.block_at(seq, position);
+    token = static_cast<int>(position & (task.kv.block_len - 1));
+    q_row = task.q_out + t * task.q_stride;
+    q_factor = task.q_factor == nullptr ? 1.0f : task.q_factor[t];
   }
 
-  const float factor = task.q_factor == nullptr ? 1.0f : task.q_factor[t];
-  const int heads = task.num_heads + 2 * kv.num_kv_heads;
-  constexpr int kGroups = kThreads / kLanes;
-  for (int base = 0; base < heads; base += kGroups) {  // every lane stays for the norm's shuffles
-    const int head = base + static_cast<int>(threadIdx.x) / kLanes;
-    const bool is_q = head < task.num_heads;
-    const bool is_v = head >= task.num_heads + kv.num_kv_heads;
-    const T* x = row + int64_t{head} * kv.head_dim;
-    Eight own{};
-    if (head < heads && count > 0) own = load_part<kAligned>(x + first, count);
-    const float* norm = is_v ? nullptr : is_q ? task.q_norm : task.k_norm;
-    float scale = 1.0f;
-    if (task.q_norm != nullptr || task.k_norm != nullptr) {
-      float squares = 0.0f;
+  /// Writes a chunk of a head: the first `count` of it to q, all of it to a panel, where it may be
+  /// padding.
+  template <bool kAligned>
+  __device__ void store(const Task& task, const Head& head, int chunk, int count, Eight y) const {
+    const KvLayout& kv = task.kv;
+    if (head.is_q) {
+      if (count <= 0) return;
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i) squares += own.x[i] * own.x[i];
-      squares = sum_lanes<kLanes>(squares);
-      scale = 1.0f / sqrtf(squares / static_cast<float>(kv.head_dim) + task.norm_eps);
-    }
-    if (head >= heads) continue;
-    Eight y = own;
-    if (!is_v && count > 0) {
-      y = rotated<kAligned>(task, x, own, chunk, count, angles, norm, scale);
-    }
-    if (is_q) {
-#pragma unroll
-      for (int i = 0; i < kChunk; ++i) y.x[i] *= factor;
-      if (count > 0) {
-        store_part<kAligned>(y, q_row + int64_t{head} * kv.head_dim + first, count);
-      }
-    } else if (first < kv.panels_per_token * kPanelCols) {
-      const int kv_head = head - task.num_heads - (is_v ? kv.num_kv_heads : 0);
-      char* tile = kv.key_tile(block, task.layer, kv_head) + (is_v ? kv.tile_bytes : 0);
+      for (int i = 0; i < kChunk; ++i) y.x[i] *= q_factor;
+      store_part<kAligned>(y, q_row + int64_t{head.index} * kv.head_dim + chunk * kChunk, count);
+    } else if (chunk * kChunk < kv.panels_per_token * kPanelCols) {
+      char* tile = kv.key_tile(block, task.layer, head.kv_head) + (head.is_v ? kv.tile_bytes : 0);
       *reinterpret_cast<uint4*>(tile + kv.chunk_offset(token, chunk)) = to_bf16(y);
     }
+  }
+};
+
+__device__ float sum_of_squares(const Eight& v) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sum += v.x[i] * v.x[i];
+  return sum;
+}
+
+__device__ float norm_scale(const Task& task, float squares) {
+  return 1.0f / sqrtf(squares / static_cast<float>(task.kv.head_dim) + task.norm_eps);
+}
+
+/// A row whose heads and rotated halves are whole chunks. A thread takes two chunks of a head: the
+/// two that turn by the same angles, or two that pass through; groups of kLanes threads share out
+/// the heads, so that the angles are read once.
+template <int kLanes, class T>
+__device__ void append_aligned(const Task& task, const T* __restrict__ row, int32_t t,
+                               const Target& target) {
+  const int head_dim = task.kv.head_dim;
+  const int turning = task.plan.rotary_pairs / kChunk;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  const bool turns = lane < turning;
+  const int chunk_a = turns ? lane : 2 * lane;
+  const int chunk_b = turns ? lane + turning : 2 * lane + 1;
+  const bool has_a = chunk_a * kChunk < head_dim;
+  const bool has_b = chunk_b * kChunk < head_dim;
+  float2 angle[kChunk];
+  const auto* angles = reinterpret_cast<const float4*>(task.plan.cos_sin) +
+                       (int64_t{t} * task.plan.rotary_pairs + lane * kChunk) / 2;
+#pragma unroll
+  for (int i = 0; i < kChunk / 2; ++i) {
+    const float4 two = turns ? angles[i] : float4{1.0f, 0.0f, 1.0f, 0.0f};
+    angle[2 * i] = {two.x, two.y};
+    angle[2 * i + 1] = {two.z, two.w};
+  }
+
+  const int heads = task.num_heads + 2 * task.kv.num_kv_heads;
+  constexpr int kGroups = kThreads / kLanes;
+#pragma unroll 2
+  for (int base = 0; base < heads; base += kGroups) {  // every lane stays for the norm's shuffles
+    const Head head(task, base + static_cast<int>(threadIdx.x) / kLanes);
+    const T* x = row + int64_t{head.index} * head_dim;
+    Eight a{};
+    Eight b{};
+    if (head.index < heads && has_a) a = load8(x + chunk_a * kChunk);
+    if (head.index < heads && has_b) b = load8(x + chunk_b * kChunk);
+    if (task.has_norm()) {
+      const float squares = sum_lanes<kLanes>(sum_of_squares(a) + sum_of_squares(b));
+      const float* norm = head.norm(task);
+      if (norm != nullptr) {
+        const float scale = norm_scale(task, squares);
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i) {
+          if (has_a) a.x[i] *= scale * norm[chunk_a * kChunk + i];
+          if (has_b) b.x[i] *= scale * norm[chunk_b * kChunk + i];
+        }
+      }
+    }
+    if (head.index >= heads) continue;
+    if (!head.is_v) {
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) {
+        const float first = a.x[i];
+        a.x[i] = first * angle[i].x - b.x[i] * angle[i].y;
+        b.x[i] = b.x[i] * angle[i].x + first * angle[i].y;
+      }
+    }
+    target.store<true>(task, head, chunk_a, has_a ? kChunk : 0, a);
+    target.store<true>(task, head, chunk_b, has_b ? kChunk : 0, b);
+  }
+}
+
+/// Any row. A thread takes one chunk of a head and reads each element's partner as well.
+template <int kLanes, class T>
+__device__ void append_any(const Task& task, const T* __restrict__ row, int32_t t,
+                           const Target& target) {
+  const int head_dim = task.kv.head_dim;
+  const int pairs = task.plan.rotary_pairs;
+  const int chunk = static_cast<int>(threadIdx.x) % kLanes;
+  const int count = min(kChunk, head_dim - chunk * kChunk);  // not above 0 in a panel's padding
+  const auto* angles = reinterpret_cast<const float2*>(task.plan.cos_sin) + int64_t{t} * pairs;
+  const int heads = task.num_heads + 2 * task.kv.num_kv_heads;
+  constexpr int kGroups = kThreads / kLanes;
+  for (int base = 0; base < heads; base += kGroups) {  // every lane stays for the norm's shuffles
+    const Head head(task, base + static_cast<int>(threadIdx.x) / kLanes);
+    const T* x = row + int64_t{head.index} * head_dim;
+    Eight y{};
+    if (head.index < heads) y = load_part<false>(x + chunk * kChunk, count);
+    const float* norm = head.norm(task);
+    float scale = 1.0f;
+    if (task.has_norm()) scale = norm_scale(task, sum_lanes<kLanes>(sum_of_squares(y)));
+    if (head.index >= heads) continue;
+    const auto normed = [&](float value, int d) { return norm ? value * scale * norm[d] : value; };
+    for (int i = 0; i < count && !head.is_v; ++i) {
+      const int d = chunk * kChunk + i;
+      y.x[i] = normed(y.x[i], d);
+      if (d >= 2 * pairs) continue;
+      const int partner = d < pairs ? d + pairs : d - pairs;
+      const float other = normed(to_float(x[partner]), partner);
+      const float2 angle = angles[min(d, partner)];
+      y.x[i] = y.x[i] * angle.x + (d < pairs ? -other : other) * angle.y;
+    }
+    target.store<false>(task, head, chunk, count, y);
   }
 }
 
@@ -130,7 +191,7 @@ __device__ void clear_rest(const Task& task, const SeqView& seq, int kv_head) {
   const KvLayout& kv = task.kv;
   const int64_t last = seq.first_position + seq.num_rows - 1;
   if (seq.num_rows == 0 || last - last % kPanelTokens < seq.first_position) return;
-  const int64_t block = block_at(task, seq, last);
+  const int64_t block = task.block_at(seq, last);
   const int token = static_cast<int>(last & (kv.block_len - 1));
   const int rest = kPanelTokens - 1 - token % kPanelTokens;
   const int chunks = kv.panels_per_token * (kPanelCols / kChunk);
@@ -141,13 +202,19 @@ __device__ void clear_rest(const Task& task, const SeqView& seq, int kv_head) {
   }
 }
 
-/// Blocks: one to each row, then one to each sequence and KV head.
+/// Blocks: one to each row, then one to each sequence and KV head. kLanes: threads to a head.
 template <bool kAligned, int kLanes, class T>
 __global__ void __launch_bounds__(kThreads) rotate_append_kernel(Task task, const T* qkv) {
   const auto index = static_cast<int32_t>(blockIdx.x);
   if (index < task.plan.num_tokens) {
     const int32_t seq = task.plan.row_seq[index];
-    if (seq >= 0) append_row<kAligned, kLanes>(task, qkv, index, seq);
+    if (seq < 0) return;
+    const T* row = qkv + index * task.qkv_stride;
+    if constexpr (kAligned) {
+      append_aligned<kLanes>(task, row, index, Target(task, index, seq));
+    } else {
+      append_any<kLanes>(task, row, index, Target(task, index, seq));
+    }
   } else {
     const int32_t i = index - task.plan.num_tokens;
     clear_rest(task, task.plan.seqs[i / task.kv.num_kv_heads], i % task.kv.num_kv_heads);
@@ -168,8 +235,8 @@ void rotate_append(const RotateAppendArgs& args, cudaStream_t stream) {
       static_cast<unsigned>(args.plan.num_tokens + args.plan.num_seqs * args.kv.num_kv_heads);
   with_type(args.qkv.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const auto launch = [&](auto lanes) {
-      const auto kernel = aligned ? rotate_append_kernel<true, lanes.value, T>
+    const auto launch = [&](auto lanes) {  // of 8 elements each, or 16 where aligned
+      const auto kernel = aligned ? rotate_append_kernel<true, lanes.value / 2, T>
                                   : rotate_append_kernel<false, lanes.value, T>;
       kernel<<<blocks, kThreads, 0, stream>>>(task, static_cast<const T*>(args.qkv.data));
     };

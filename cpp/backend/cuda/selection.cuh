@@ -18,7 +18,7 @@ inline constexpr float kBucketsPerLogit = 32;  // of the first, coarse look, fro
 struct Scratch {
   uint32_t low[kBuckets];  // a histogram of 64-bit sums
   uint32_t high[kBuckets];
-  float logits[kMaxCandidates];
+  alignas(16) float logits[kMaxCandidates];
   int32_t tokens[kMaxCandidates];
   uint64_t sums[kBlockWarps];
   uint64_t found[2];
@@ -33,27 +33,66 @@ struct Source {
   __device__ int32_t token(int i) const { return tokens == nullptr ? i : tokens[i]; }
 };
 
-/// Calls fn(i, logit) for i of [begin, end), `step` apart from begin on; loads some ahead.
+/// Logits [i, i + 4), of which `count` are there, from 0 to 4.
+struct Quad {
+  float x[4];
+  int i;
+  int count;
+};
+
+/// Calls fn(quad) for the quads of [begin, end), `lanes` threads taking one after another; all
+/// threads of a warp call it together, equally often. begin is a multiple of 4. Loads some quads
+/// ahead: a pass is as fast as memory answers.
 template <class Fn>
-__device__ void for_each(const Source& source, int begin, int end, int step, Fn fn) {
-  constexpr int kAhead = 8;
-  for (int base = begin; base < end; base += step * kAhead) {
-    float x[kAhead];
+__device__ void for_each_quad(const Source& source, int begin, int end, int lane, int lanes,
+                              Fn fn) {
+  constexpr int kAhead = 4;
+  const bool aligned = reinterpret_cast<uintptr_t>(source.logits) % 16 == 0;
+  for (int base = begin; base < end; base += 4 * lanes * kAhead) {
+    Quad quads[kAhead];
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) {
-      const int i = base + j * step;
-      if (i < end) x[j] = source.logits[i];
+      Quad& q = quads[j];
+      q.i = base + 4 * (j * lanes + lane);
+      q.count = max(0, min(4, end - q.i));
+      if (aligned && q.count == 4) {
+        const float4 x = *reinterpret_cast<const float4*>(source.logits + q.i);
+        q.x[0] = x.x;
+        q.x[1] = x.y;
+        q.x[2] = x.z;
+        q.x[3] = x.w;
+      } else {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          if (k < q.count) q.x[k] = source.logits[q.i + k];
+        }
+      }
     }
 #pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
-      const int i = base + j * step;
-      if (i < end) fn(i, x[j]);
-    }
+    for (int j = 0; j < kAhead; ++j) fn(quads[j]);
   }
 }
+
+/// Calls fn(i, logit) for i of [begin, end), as for_each_quad().
+template <class Fn>
+__device__ void for_each(const Source& source, int begin, int end, int lane, int lanes, Fn fn) {
+  for_each_quad(source, begin, end, lane, lanes, [&](const Quad& q) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (k < q.count) fn(q.i + k, q.x[k]);
+    }
+  });
+}
+/// For all of it, by the whole block.
 template <class Fn>
 __device__ void for_each(const Source& source, Fn fn) {
-  for_each(source, static_cast<int>(threadIdx.x), source.count, kBlockThreads, fn);
+  for_each(source, 0, source.count, static_cast<int>(threadIdx.x), kBlockThreads, fn);
+}
+
+/// Elements of each warp where the block's warps share out `count` in order: whole quads of lanes.
+inline __device__ int part_of_warp(int count) {
+  constexpr int kStep = 4 * 32;
+  return (count + kBlockWarps * kStep - 1) / (kBlockWarps * kStep) * kStep;
 }
 
 /// A number that orders as the float does; -0 counts as +0.
@@ -105,12 +144,11 @@ template <class Fn>
 __device__ int find_in_order(const Source& source, uint64_t stop, Scratch& s, Fn weight) {
   int begin = 0;
   int end = source.count;
-  while (end - begin >
-         kBlockThreads) {  // a warp sums one of 32 parts; then look into the right one
-    const int part = (end - begin + kBlockWarps - 1) / kBlockWarps;
+  while (end - begin > kBlockThreads) {  // each warp sums a part; then look into the right one
+    const int part = part_of_warp(end - begin);
     const int first = min(end, begin + warp_index() * part);
     uint64_t sum = 0;
-    for_each(source, first + lane_index(), min(end, first + part), 32,
+    for_each(source, first, min(end, first + part), lane_index(), 32,
              [&](int i, float logit) { sum += weight(i, logit); });
     sum = __shfl_sync(0xffffffff, scan_lanes(sum), 31);
     __syncthreads();
@@ -220,28 +258,38 @@ inline __device__ int coarse_bucket(float largest, float logit) {
 /// then returns the row itself.
 inline __device__ Source gather(const Source& row, float largest, uint32_t first_bucket,
                                 Scratch& s) {
-  const auto bucket = static_cast<int>(first_bucket);
-  const int part = (row.count + kBlockWarps - 1) / kBlockWarps;
+  const auto chosen = [&](float logit) {
+    return coarse_bucket(largest, logit) >= static_cast<int>(first_bucket);
+  };
+  const int part = part_of_warp(row.count);
   const int first = min(row.count, warp_index() * part);
   const int end = min(row.count, first + part);
   uint64_t count = 0;
-  for_each(row, first + lane_index(), end, 32,
-           [&](int, float logit) { count += coarse_bucket(largest, logit) >= bucket ? 1 : 0; });
+  for_each(row, first, end, lane_index(), 32,
+           [&](int, float logit) { count += chosen(logit) ? 1 : 0; });
   const BlockSum sum = sum_block(count, s.sums);
   if (sum.total > kMaxCandidates) return row;
   int place = static_cast<int>(__shfl_sync(0xffffffff, sum.before, 0));
-  for (int base = first; base < end; base += 32) {
-    const int i = base + lane_index();
-    const float logit = i < end ? row.logits[i] : -INFINITY;
-    const bool chosen = i < end && coarse_bucket(largest, logit) >= bucket;
-    const uint32_t lanes = __ballot_sync(0xffffffff, chosen);
-    if (chosen) {
-      const int own = place + __popc(lanes & ((1u << lane_index()) - 1));
-      s.logits[own] = logit;
-      s.tokens[own] = i;
+  for_each_quad(row, first, end, lane_index(), 32, [&](const Quad& q) {
+    int before = 0;  // chosen by the lanes below
+    int total = 0;
+    bool take[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      take[k] = k < q.count && chosen(q.x[k]);
+      const uint32_t lanes = __ballot_sync(0xffffffff, take[k]);
+      before += __popc(lanes & ((1u << lane_index()) - 1));
+      total += __popc(lanes);
     }
-    place += __popc(lanes);
-  }
+    int own = place + before;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (!take[k]) continue;
+      s.logits[own] = q.x[k];
+      s.tokens[own++] = q.i + k;
+    }
+    place += total;
+  });
   __syncthreads();
   return {s.logits, s.tokens, static_cast<int>(sum.total)};
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -28,6 +29,20 @@ struct StepInput {
   int64_t num_tokens() const { return static_cast<int64_t>(token_ids.size()); }
   int64_t num_seqs() const { return static_cast<int64_t>(first_position.size()); }
 };
+
+/// Where the attention factor of a profile enters. It belongs to the dims that rotate: where all
+/// do, it is part of the softmax scale; where only some do, their queries carry it. Never the keys.
+struct AttentionScale {
+  double softmax = 1.0;  ///< of the dot products
+  double rotated = 1.0;  ///< of the rotated dims of the query
+};
+
+inline AttentionScale attention_scale(const RopeProfile& profile, int64_t head_dim) {
+  const double squared = profile.attention_factor * profile.attention_factor;
+  const double unit = 1.0 / std::sqrt(static_cast<double>(head_dim));
+  const bool whole = 2 * static_cast<int64_t>(profile.inv_freq.size()) == head_dim;
+  return whole ? AttentionScale{squared * unit, 1.0} : AttentionScale{unit, squared};
+}
 
 /// What a backend derives from a StepInput once and reads in every layer: cos/sin, work lists,
 /// workspaces. Owned by the model, reused step after step, sized by StepLimits.

@@ -29,10 +29,12 @@ void bind_rope(py::module_& m) {
       .def_readonly("factor", &RopeProfile::factor)
       .def_readonly("length", &RopeProfile::length)
       .def_readonly("native_length", &RopeProfile::native_length)
+      .def_readonly("logn_length", &RopeProfile::logn_length)
       .def(py::self == py::self)
       .def("__repr__", [](const py::handle& self) {
         return repr_of("RopeProfile",
-                       {"type", "base", "factor", "length", "native_length", "attention_factor"},
+                       {"type", "base", "factor", "length", "native_length", "attention_factor",
+                        "logn_length"},
                        self);
       });
 }

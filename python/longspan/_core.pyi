@@ -29,6 +29,7 @@ class RopeProfile:
     factor: float
     length: int
     native_length: int
+    logn_length: int
     @staticmethod
     def from_config(
         config: dict[str, Any], length: int, rope_scaling_factor: float = 0.0

@@ -260,7 +260,15 @@ def test_a_record_grows_on_disk_and_is_complete_at_the_end(tmp_path: Path) -> No
     assert content["engine"]["session_len"] == 512
     assert {"longspan", "python", "numpy", "platform", "cpu"} <= set(content["environment"])
     rope = content["results"][0]["rope_profile"]
-    assert set(rope) == {"type", "factor", "base", "length", "native_length", "attention_factor"}
+    assert set(rope) == {
+        "type",
+        "factor",
+        "base",
+        "length",
+        "native_length",
+        "attention_factor",
+        "logn_length",
+    }
     assert len(content["results"]) == 2
     assert list(tmp_path.iterdir()) == [path]  # no partial file stays behind
 

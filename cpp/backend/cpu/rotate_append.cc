@@ -24,6 +24,9 @@ void rotate_append(const Kernels& kernels, ThreadPool& pool, const CpuStepPlan& 
     task.first_key = position % kKeyTile;
     task.group = group;
     task.head_dim = d;
+    task.rotary_pairs = plan.rotary_pairs();
+    task.q_scale = plan.q_scale(token);
+    task.rotated_scale = sequence.rotated_scale;
     task.cos = plan.cos(token);
     task.sin = plan.sin(token);
     task.q = qkv.row<const float>(token) + head * group * d;

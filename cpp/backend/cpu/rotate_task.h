@@ -11,11 +11,14 @@ struct RotateTask {
   int64_t first_key = 0;  ///< key within the tile of the first token
   int64_t group = 0;
   int64_t head_dim = 0;
-  const float* cos = nullptr;  ///< [count][head_dim / 2]
-  const float* sin = nullptr;  ///< [count][head_dim / 2]
-  const float* q = nullptr;    ///< [count][group * head_dim]
-  const float* k = nullptr;    ///< [count][head_dim]
-  const float* v = nullptr;    ///< [count][head_dim]
+  int64_t rotary_pairs = 0;        ///< <= head_dim / 2
+  const float* cos = nullptr;      ///< [count][rotary_pairs]
+  const float* sin = nullptr;      ///< [count][rotary_pairs]
+  const float* q_scale = nullptr;  ///< [count], of the query
+  float rotated_scale = 1;         ///< also of the query's rotated dims
+  const float* q = nullptr;        ///< [count][group * head_dim]
+  const float* k = nullptr;        ///< [count][head_dim]
+  const float* v = nullptr;        ///< [count][head_dim]
   int64_t stride = 0;
   void* q_out = nullptr;  ///< act [count][group * head_dim], tokens q_stride elements apart
   int64_t q_stride = 0;

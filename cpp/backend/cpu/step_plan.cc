@@ -65,6 +65,7 @@ CpuStepPlan::Memory::Memory(char* base, const StepLimits& limits, const Attentio
   token_ids = arena.take<int32_t>(limits.max_tokens);
   cos = arena.take<float>(limits.max_tokens * half);
   sin = arena.take<float>(limits.max_tokens * half);
+  q_scale = arena.take<float>(limits.max_tokens);
   sequences = arena.take<SequenceStep>(limits.max_seqs);
   block_tables = arena.take<int32_t>(limits.max_seqs * limits.max_blocks_per_seq);
   inv_freq = arena.take<double>(limits.max_seqs * half);
@@ -101,6 +102,7 @@ void CpuStepPlan::plan(const StepInput& input, ThreadPool& pool) {
   std::copy(input.token_ids.begin(), input.token_ids.end(), memory_.token_ids);
   plan_sequences(input);
   plan_angles(input, pool);
+  plan_query_scales(input);
   plan_appends();
   plan_attention(pool.size());
 }
@@ -110,11 +112,13 @@ void CpuStepPlan::plan_sequences(const StepInput& input) {
     const auto i = size(s);
     int32_t* table = memory_.block_tables + s * limits_.max_blocks_per_seq;
     std::copy(input.block_tables[i].begin(), input.block_tables[i].end(), table);
-    const double factor = input.profiles[i]->attention_factor;
-    const double scale = factor * factor / std::sqrt(static_cast<double>(shape_.head_dim));
-    memory_.sequences[s] = {input.cu_seqlens[i], input.cu_seqlens[i + 1] - input.cu_seqlens[i],
-                            input.first_position[i], table,
-                            static_cast<float>(scale * std::numbers::log2e)};
+    const AttentionScale scale = attention_scale(*input.profiles[i], shape_.head_dim);
+    memory_.sequences[s] = {input.cu_seqlens[i],
+                            input.cu_seqlens[i + 1] - input.cu_seqlens[i],
+                            input.first_position[i],
+                            table,
+                            static_cast<float>(scale.softmax * std::numbers::log2e),
+                            static_cast<float>(scale.rotated)};
   }
 }
 
@@ -122,14 +126,16 @@ void CpuStepPlan::plan_sequences(const StepInput& input) {
 // from there by (position % kTurns) * inv_freq in float64, which is within 1e-15 of the sine and
 // cosine of the whole angle for a twentieth of the time, and depends on the position alone.
 void CpuStepPlan::plan_angles(const StepInput& input, ThreadPool& pool) {
-  const int64_t half = shape_.head_dim / 2;
+  rotary_pairs_ = static_cast<int64_t>(input.profiles.front()->inv_freq.size());
+  const int64_t pairs = rotary_pairs_;
+  const int64_t stride = shape_.head_dim / 2;  // of the tables, so that a row is one sequence's
   for (int64_t s = 0; s < num_seqs_; ++s) {
     const std::vector<double>& inv_freq = input.profiles[size(s)]->inv_freq;
-    double* known = memory_.inv_freq + s * half;
+    double* known = memory_.inv_freq + s * stride;
     if (std::equal(inv_freq.begin(), inv_freq.end(), known)) continue;
     std::copy(inv_freq.begin(), inv_freq.end(), known);
-    double* turn = memory_.turns + s * half * kTurns * 2;
-    for (int64_t i = 0; i < half; ++i) {
+    double* turn = memory_.turns + s * stride * kTurns * 2;
+    for (int64_t i = 0; i < pairs; ++i) {
       for (int64_t j = 0; j < kTurns; ++j) {
         const double angle = static_cast<double>(j) * known[i];
         *turn++ = std::cos(angle);
@@ -146,20 +152,38 @@ void CpuStepPlan::plan_angles(const StepInput& input, ThreadPool& pool) {
       const int64_t base = (first_group + index) * kTurns;
       const int64_t begin = std::max(base, sequence.first_position);
       const int64_t stop = std::min(base + kTurns, end);
-      for (int64_t i = 0; i < half; ++i) {
-        const double angle = static_cast<double>(base) * memory_.inv_freq[s * half + i];
+      for (int64_t i = 0; i < pairs; ++i) {
+        const double angle = static_cast<double>(base) * memory_.inv_freq[s * stride + i];
         const double c = std::cos(angle);
         const double d = std::sin(angle);
-        const double* turn = memory_.turns + (s * half + i) * kTurns * 2;
+        const double* turn = memory_.turns + (s * stride + i) * kTurns * 2;
         for (int64_t p = begin; p < stop; ++p) {
           const double* t = turn + (p - base) * 2;
           const int64_t row = sequence.first_token + p - sequence.first_position;
-          memory_.cos[row * half + i] = static_cast<float>(c * t[0] - d * t[1]);
-          memory_.sin[row * half + i] = static_cast<float>(d * t[0] + c * t[1]);
+          memory_.cos[row * pairs + i] = static_cast<float>(c * t[0] - d * t[1]);
+          memory_.sin[row * pairs + i] = static_cast<float>(d * t[0] + c * t[1]);
         }
       }
     };
     pool.parallel_for(ceil_div(end, kTurns) - first_group, turn_group);
+  }
+}
+
+// The factor is formed in float64 and rounded once; within the native length it is exactly 1.
+void CpuStepPlan::plan_query_scales(const StepInput& input) {
+  std::fill_n(memory_.q_scale, num_tokens_, 1.0F);
+  for (int64_t s = 0; s < num_seqs_; ++s) {
+    const int64_t logn_length = input.profiles[size(s)]->logn_length;
+    if (logn_length == 0) continue;
+    const SequenceStep& sequence = memory_.sequences[s];
+    const double unit = std::log(static_cast<double>(logn_length));
+    float* scale = memory_.q_scale + sequence.first_token;
+    for (int64_t t = 0; t < sequence.num_tokens; ++t) {
+      const int64_t count = sequence.first_position + t + 1;  // tokens up to this one
+      if (count > logn_length) {
+        scale[t] = static_cast<float>(std::log(static_cast<double>(count)) / unit);
+      }
+    }
   }
 }
 

@@ -14,7 +14,8 @@ struct SequenceStep {
   int64_t num_tokens = 0;
   int64_t first_position = 0;
   const int32_t* block_table = nullptr;
-  float scale_log2 = 0;  ///< attention_factor^2 / sqrt(head_dim) * log2(e)
+  float scale_log2 = 0;     ///< AttentionScale::softmax * log2(e)
+  float rotated_scale = 1;  ///< AttentionScale::rotated
 };
 
 /// Tokens of one sequence that fall into one key tile: what one thread appends.
@@ -58,9 +59,13 @@ class CpuStepPlan final : public StepPlan {
 
   const AttentionShape& shape() const { return shape_; }
   std::span<const int32_t> token_ids() const { return {memory_.token_ids, size(num_tokens_)}; }
-  /// cos and sin of the angles of the step's token t: [head_dim / 2].
-  const float* cos(int64_t t) const { return memory_.cos + t * shape_.head_dim / 2; }
-  const float* sin(int64_t t) const { return memory_.sin + t * shape_.head_dim / 2; }
+  /// Pairs of a head that rotate, the same in every sequence; at most head_dim / 2.
+  int64_t rotary_pairs() const { return rotary_pairs_; }
+  /// cos and sin of the angles of the step's token t: [rotary_pairs()].
+  const float* cos(int64_t t) const { return memory_.cos + t * rotary_pairs_; }
+  const float* sin(int64_t t) const { return memory_.sin + t * rotary_pairs_; }
+  /// What the queries of the step's tokens from t on are multiplied by: log-n attention, else 1.
+  const float* q_scale(int64_t t) const { return memory_.q_scale + t; }
   const SequenceStep& sequence(int64_t seq) const { return memory_.sequences[seq]; }
 
   std::span<const AppendUnit> append_units() const { return {memory_.appends, size(num_appends_)}; }
@@ -81,8 +86,9 @@ class CpuStepPlan final : public StepPlan {
     Memory(char* base, const StepLimits& limits, const AttentionShape& shape, int num_threads);
 
     int32_t* token_ids = nullptr;       // [max_tokens]
-    float* cos = nullptr;               // [max_tokens][head_dim / 2]
-    float* sin = nullptr;               // [max_tokens][head_dim / 2]
+    float* cos = nullptr;               // [max_tokens][rotary_pairs]
+    float* sin = nullptr;               // [max_tokens][rotary_pairs]
+    float* q_scale = nullptr;           // [max_tokens]
     SequenceStep* sequences = nullptr;  // [max_seqs]
     int32_t* block_tables = nullptr;    // [max_seqs][max_blocks_per_seq]
     double* inv_freq = nullptr;         // [max_seqs][head_dim / 2], what `turns` was made from
@@ -98,6 +104,7 @@ class CpuStepPlan final : public StepPlan {
   static size_t size(int64_t count) { return static_cast<size_t>(count); }
   void plan_sequences(const StepInput& input);
   void plan_angles(const StepInput& input, ThreadPool& pool);
+  void plan_query_scales(const StepInput& input);
   void plan_appends();
   void plan_attention(int num_threads);
   void add_prefill(int64_t seq, int64_t unit_tokens);
@@ -107,6 +114,7 @@ class CpuStepPlan final : public StepPlan {
   AttentionShape shape_;
   Buffer buffer_;
   Memory memory_;
+  int64_t rotary_pairs_ = 0;
   int64_t num_tokens_ = 0;
   int64_t num_seqs_ = 0;
   int64_t num_appends_ = 0;

@@ -56,7 +56,7 @@ _MODEL = (
     "native_length",
     "rope",
 )
-_ROPE = ("type", "factor", "base", "length", "native_length", "attention_factor")
+_ROPE = ("type", "factor", "base", "length", "native_length", "attention_factor", "logn_length")
 
 
 class Record:

@@ -81,6 +81,9 @@ class AttentionHarness {
     return static_cast<int64_t>(sequences_.size()) - 1;
   }
 
+  /// A sequence's profile, to be changed before its first step.
+  RopeProfile& profile(int64_t seq) { return *sequences_[static_cast<size_t>(seq)].profile; }
+
   /// A sequence of which only tokens [start, start + length) are known: all keys share one block.
   int64_t add_far_sequence(int64_t start, int64_t length, double theta, uint64_t seed) {
     const int64_t seq = add_sequence(length, theta, 1.0, seed);
@@ -180,15 +183,29 @@ class AttentionHarness {
       }
       return part;
     };
-    const std::vector<double>& inv_freq = sequence.profile->inv_freq;
+    const RopeProfile& profile = *sequence.profile;
+    const auto rotate = [&](const reference::Matrix& x, std::span<const int64_t> where) {
+      return reference::rotate(x, shape_.head_dim, where, profile.inv_freq);
+    };
     const std::span<const int64_t> last = std::span(positions).subspan(static_cast<size_t>(first));
-    const reference::Matrix q =
-        rounded(reference::rotate(cut(first, count, 0, q_cols()), last, inv_freq));
-    const reference::Matrix k =
-        rounded(reference::rotate(cut(0, keys, q_cols(), kv_cols()), positions, inv_freq));
+    reference::Matrix q = reference::scale_queries(rotate(cut(first, count, 0, q_cols()), last),
+                                                   last, profile.logn_length);
+    // The factor is of the dims that rotate; of a whole head it may as well scale the product.
+    const double squared = profile.attention_factor * profile.attention_factor;
+    double scale = 1 / std::sqrt(static_cast<double>(shape_.head_dim));
+    const auto rotary_dim = 2 * static_cast<int64_t>(profile.inv_freq.size());
+    if (rotary_dim == shape_.head_dim) {
+      scale *= squared;
+    } else {
+      for (int64_t r = 0; r < q.rows; ++r) {
+        for (int64_t c = 0; c < q.cols; ++c) {
+          if (c % shape_.head_dim < rotary_dim) q.at(r, c) *= squared;
+        }
+      }
+    }
+    q = rounded(q);
+    const reference::Matrix k = rounded(rotate(cut(0, keys, q_cols(), kv_cols()), positions));
     const reference::Matrix v = rounded(cut(0, keys, q_cols() + kv_cols(), kv_cols()));
-    const double factor = sequence.profile->attention_factor;
-    const double scale = factor * factor / std::sqrt(static_cast<double>(shape_.head_dim));
     return reference::attention(q, k, v, shape_.num_heads, shape_.num_kv_heads, first, scale);
   }
 

@@ -112,6 +112,19 @@ TEST_P(Attention, MixesSequencesOfAnyLengthAndProfileInAStep) {
   expect_near(out, 78, harness.expected(b, 100, 100), GetParam().tolerance());
 }
 
+TEST_P(Attention, TakesPartialRotationAnAttentionFactorAndLogNTogether) {
+  AttentionHarness harness(GetParam().kernels(), GetParam().dtype, {6, 2, 48}, 64, 2, 128, 300);
+  const int64_t a = harness.add_sequence(200, kTheta, 1.2, 8);
+  const int64_t b = harness.add_sequence(150, kTheta, 0.9, 9);
+  for (const int64_t seq : {a, b}) harness.profile(seq).inv_freq.resize(10);
+  harness.profile(b).logn_length = 50;
+  for (int64_t first = 0; first < 200; first += 100) harness.step({{a, first, 100}});
+  harness.step({{b, 0, 100}});
+  const reference::Matrix out = harness.step({{a, 199, 1}, {b, 100, 50}});
+  expect_near(out, 0, harness.expected(a, 199, 1), GetParam().tolerance());
+  expect_near(out, 1, harness.expected(b, 100, 50), GetParam().tolerance());
+}
+
 TEST_P(Attention, TakesScoresThatGrowWithoutBound) {
   AttentionHarness harness(GetParam().kernels(), GetParam().dtype, {2, 1, 64}, 64, 1, 512, 2048);
   const int64_t seq = harness.add_sequence(1500, 1e9, 4.0, 6);

@@ -72,7 +72,7 @@ TEST_P(RotateAppend, WritesEveryKeyAndValueWhereTheTilesHaveThem) {
       std::vector<int64_t> positions(static_cast<size_t>(length));
       std::iota(positions.begin(), positions.end(), 0);
       const reference::Matrix rotated =
-          reference::rotate(sequence.qkv, positions, sequence.profile->inv_freq);
+          reference::rotate(sequence.qkv, head_dim, positions, sequence.profile->inv_freq);
       const KvCache& cache = harness.cache();
       const KvTiles tiles(cache.shape, GetParam().dtype);
       const int64_t k_col = harness.q_cols();
@@ -124,7 +124,7 @@ TEST_P(RotateAppend, RotatesQueriesByAnglesInDoublePrecisionFarOut) {
   std::vector<int64_t> positions(static_cast<size_t>(length));
   std::iota(positions.begin(), positions.end(), start);
   const reference::Matrix rotated =
-      reference::rotate(sequence.qkv, positions, sequence.profile->inv_freq);
+      reference::rotate(sequence.qkv, 64, positions, sequence.profile->inv_freq);
   double worst = 0;
   for (int64_t t = 0; t < length; ++t) {
     for (int64_t c = 0; c < harness.q_cols(); ++c) {
@@ -132,6 +132,73 @@ TEST_P(RotateAppend, RotatesQueriesByAnglesInDoublePrecisionFarOut) {
     }
   }
   EXPECT_LE(worst, GetParam().tolerance());
+}
+
+/// Keys and queries of a head of which a part rotates, at every place in the vectors of 16.
+TEST_P(RotateAppend, LeavesTheDimsBehindThePairsAsTheyAre) {
+  for (const int64_t head_dim : {20, 64, 128}) {
+    for (const int64_t pairs : {int64_t{1}, head_dim / 8, head_dim / 2 - 1, head_dim / 2}) {
+      SCOPED_TRACE(testing::Message() << pairs << " pairs of head_dim " << head_dim);
+      const AttentionShape shape{4, 2, head_dim};
+      AttentionHarness harness(GetParam().kernels(), GetParam().dtype, shape, 64, 2, 70, 100, 1);
+      const int64_t seq = harness.add_sequence(70, 10000.0, 1.0, 3);
+      harness.profile(seq).inv_freq.resize(static_cast<size_t>(pairs));
+      harness.step({{seq, 0, 69}}, false);
+      harness.step({{seq, 69, 1}}, false);
+      const TestSequence& sequence = harness.sequence(seq);
+      std::vector<int64_t> positions(70);
+      std::iota(positions.begin(), positions.end(), 0);
+      const reference::Matrix rotated =
+          reference::rotate(sequence.qkv, head_dim, positions, sequence.profile->inv_freq);
+      const KvTiles tiles(harness.cache().shape, GetParam().dtype);
+      double worst = 0;
+      for (int64_t p = 0; p < 70; ++p) {
+        for (int64_t c = 0; c < harness.kv_cols(); ++c) {
+          const char* tile = harness.cache().pool.as<char>() +
+                             tiles.k_offset(sequence.block_table.data(), p / 64,
+                                            AttentionHarness::kLayer, c / head_dim);
+          const double key = packed_element(tile, c % head_dim, p % 64, head_dim);
+          worst = std::max(worst, std::abs(key - rotated.at(p, harness.q_cols() + c)));
+        }
+      }
+      for (int64_t c = 0; c < harness.q_cols(); ++c) {
+        worst = std::max(worst, std::abs(harness.last_q().at(0, c) - rotated.at(69, c)));
+      }
+      EXPECT_LE(worst, GetParam().tolerance());
+    }
+  }
+}
+
+/// Log-n attention: queries past its length grow, those within it are the same bits as without.
+TEST_P(RotateAppend, ScalesQueriesByLogN) {
+  const AttentionShape shape{4, 2, 64};
+  AttentionHarness harness(GetParam().kernels(), GetParam().dtype, shape, 64, 2, 100, 300, 2);
+  const int64_t plain = harness.add_sequence(100, 10000.0, 1.0, 5);
+  harness.step({{plain, 0, 100}}, false);
+  const reference::Matrix unscaled = harness.last_q();
+  const int64_t seq = harness.add_sequence(100, 10000.0, 1.0, 5);
+  harness.profile(seq).logn_length = 40;
+  harness.step({{seq, 0, 30}}, false);
+  harness.step({{seq, 30, 70}, {plain, 0, 30}}, false);
+  const TestSequence& sequence = harness.sequence(seq);
+  std::vector<int64_t> positions(100);
+  std::iota(positions.begin(), positions.end(), 0);
+  const reference::Matrix expected = reference::scale_queries(
+      reference::rotate(sequence.qkv, 64, positions, sequence.profile->inv_freq), positions, 40);
+  const double tolerance = std::log(100) / std::log(40) * GetParam().tolerance();
+  for (int64_t t = 0; t < 100; ++t) {
+    for (int64_t c = 0; c < harness.q_cols(); ++c) {
+      const double got = harness.last_q().at(t, c);
+      if (t >= 70) {
+        ASSERT_EQ(got, unscaled.at(t - 70, c)) << "of another sequence";
+      } else if (t + 30 < 40) {
+        ASSERT_EQ(got, unscaled.at(t + 30, c));
+      } else {
+        ASSERT_NEAR(got, expected.at(t + 30, c), tolerance) << "position " << t + 30;
+      }
+    }
+  }
+  EXPECT_GT(std::abs(expected.at(99, 0) / unscaled.at(99, 0)), 1.2);
 }
 
 }  // namespace

@@ -78,23 +78,33 @@ Matrix rms_norm(const Matrix& x, std::span<const double> weight, double eps) {
   return y;
 }
 
-Matrix rotate(const Matrix& x, std::span<const int64_t> positions,
+Matrix rotate(const Matrix& x, int64_t head_dim, std::span<const int64_t> positions,
               std::span<const double> inv_freq) {
-  const auto half = static_cast<int64_t>(inv_freq.size());
-  Matrix y(x.rows, x.cols);
+  const auto pairs = static_cast<int64_t>(inv_freq.size());
+  Matrix y = x;
   for (int64_t t = 0; t < x.rows; ++t) {
-    for (int64_t head = 0; head < x.cols; head += 2 * half) {
-      for (int64_t i = 0; i < half; ++i) {
+    for (int64_t head = 0; head < x.cols; head += head_dim) {
+      for (int64_t i = 0; i < pairs; ++i) {
         const double angle = static_cast<double>(positions[static_cast<size_t>(t)]) *
                              inv_freq[static_cast<size_t>(i)];
         const double a = x.at(t, head + i);
-        const double b = x.at(t, head + half + i);
+        const double b = x.at(t, head + pairs + i);
         y.at(t, head + i) = a * std::cos(angle) - b * std::sin(angle);
-        y.at(t, head + half + i) = b * std::cos(angle) + a * std::sin(angle);
+        y.at(t, head + pairs + i) = b * std::cos(angle) + a * std::sin(angle);
       }
     }
   }
   return y;
+}
+
+Matrix scale_queries(Matrix q, std::span<const int64_t> positions, int64_t logn_length) {
+  if (logn_length == 0) return q;
+  for (int64_t t = 0; t < q.rows; ++t) {
+    const auto count = static_cast<double>(positions[static_cast<size_t>(t)] + 1);
+    const double scale = std::log(count) / std::log(static_cast<double>(logn_length));
+    for (int64_t c = 0; c < q.cols; ++c) q.at(t, c) *= std::max(1.0, scale);
+  }
+  return q;
 }
 
 Matrix attention(const Matrix& q, const Matrix& k, const Matrix& v, int64_t num_heads,

@@ -44,10 +44,15 @@ Matrix linear(const Matrix& x, const Matrix& weight, std::span<const double> bia
 /// x / sqrt(mean(x^2) + eps) * weight, by row.
 Matrix rms_norm(const Matrix& x, std::span<const double> weight, double eps);
 
-/// Rotates pair (i, i + D/2) of every head by position * inv_freq[i]: x [T, heads D],
-/// positions [T], inv_freq [D / 2]. (Su et al. 2021, in the half-split order of HF Llama.)
-Matrix rotate(const Matrix& x, std::span<const int64_t> positions,
+/// Rotates pair (i, i + P) of every head by position * inv_freq[i], dims from 2 P on as they are:
+/// x [T, heads head_dim], positions [T], inv_freq [P]. (Su et al. 2021, in the half-split order of
+/// HF Llama, partial as in HF Phi-3.)
+Matrix rotate(const Matrix& x, int64_t head_dim, std::span<const int64_t> positions,
               std::span<const double> inv_freq);
+
+/// Rows, those of positions, times max(1, ln(position + 1) / ln(logn_length)); 0: as they are.
+/// (Qwen-1's logn attention.)
+Matrix scale_queries(Matrix q, std::span<const int64_t> positions, int64_t logn_length);
 
 /// Causal softmax attention of one sequence with grouped KV heads. q [T, num_heads D] stands at
 /// positions first_position + t; k, v [first_position + T, num_kv_heads D]; query head h reads KV

@@ -1,14 +1,15 @@
 // Included once per instruction set, after rows.h; see kernels.inc.
 
-/// x rotated by the angles: pair (i, i + half) by cos[i], sin[i]. One place, so that every path
-/// rounds alike.
+/// x rotated by the angles: pair (i, i + pairs) by cos[i], sin[i]; the dims after the pairs as they
+/// are. One place, so that every path rounds alike.
 [[gnu::noinline]] inline void rotate_head(const float* __restrict x, const float* __restrict cos,
-                                          const float* __restrict sin, int64_t half,
-                                          float* __restrict out) {
-  for (int64_t i = 0; i < half; ++i) {
-    out[i] = x[i] * cos[i] - x[half + i] * sin[i];
-    out[half + i] = x[half + i] * cos[i] + x[i] * sin[i];
+                                          const float* __restrict sin, int64_t pairs,
+                                          int64_t head_dim, float* __restrict out) {
+  for (int64_t i = 0; i < pairs; ++i) {
+    out[i] = x[i] * cos[i] - x[pairs + i] * sin[i];
+    out[pairs + i] = x[pairs + i] * cos[i] + x[i] * sin[i];
   }
+  for (int64_t d = 2 * pairs; d < head_dim; ++d) out[d] = x[d];
 }
 
 /// Index within the tile of keys of element d of key n.
@@ -91,19 +92,25 @@ inline void append_values(const RotateTask& task, bf16_t* tile) {
 
 template <class Act>
 inline void rotate_append(const RotateTask& task) {
-  const int64_t half = task.head_dim / 2;
+  const int64_t pairs = task.rotary_pairs;
   for (int64_t t = 0; t < task.count; ++t) {
-    const float* cos = task.cos + t * half;
-    const float* sin = task.sin + t * half;
+    const float* cos = task.cos + t * pairs;
+    const float* sin = task.sin + t * pairs;
+    const float scale = task.q_scale[t];
+    const float rotated_scale = scale * task.rotated_scale;
     Act* q_out = static_cast<Act*>(task.q_out) + t * task.q_stride;
     for (int64_t g = 0; g < task.group; ++g, q_out += task.head_dim) {
-      rotate_head(task.q + t * task.stride + g * task.head_dim, cos, sin, half, task.scratch);
-      for (int64_t d = 0; d < task.head_dim; ++d) store_act(task.scratch[d], q_out + d);
+      rotate_head(task.q + t * task.stride + g * task.head_dim, cos, sin, pairs, task.head_dim,
+                  task.scratch);
+      for (int64_t d = 0; d < 2 * pairs; ++d) store_act(task.scratch[d] * rotated_scale, q_out + d);
+      for (int64_t d = 2 * pairs; d < task.head_dim; ++d) {
+        store_act(task.scratch[d] * scale, q_out + d);
+      }
     }
   }
   for (int64_t t = 0; t < task.count; ++t) {
-    rotate_head(task.k + t * task.stride, task.cos + t * half, task.sin + t * half, half,
-                task.scratch + t * task.head_dim);
+    rotate_head(task.k + t * task.stride, task.cos + t * pairs, task.sin + t * pairs, pairs,
+                task.head_dim, task.scratch + t * task.head_dim);
   }
   append_keys(task, task.scratch, static_cast<Act*>(task.k_tile));
   if (task.first_key == 0) std::memset(task.v_tile, 0, static_cast<size_t>(task.v_tile_bytes));

@@ -18,13 +18,6 @@ namespace {
 
 constexpr std::chrono::milliseconds kCallbackInterval{500};
 
-std::string describe_rope(const ModelConfig& model, const RopeMethod& method) {
-  const RopeProfile native = method.profile(model.max_position_embeddings);
-  return message(native.type, ", theta ", model.rope.theta, ", native length ",
-                 model.max_position_embeddings, " tokens",
-                 method.depends_on_length() ? ", scaled beyond it" : "");
-}
-
 ModelInfo make_info(const ModelConfig& model, const Backend& backend, const RopeMethod& method) {
   ModelInfo info;
   info.architecture = model.architecture;
@@ -35,11 +28,11 @@ ModelInfo make_info(const ModelConfig& model, const Backend& backend, const Rope
   info.num_kv_heads = model.num_kv_heads;
   info.head_dim = model.head_dim;
   info.num_parameters = num_parameters(model);
-  info.native_length = model.max_position_embeddings;
+  info.native_length = method.profile(1).native_length;
   info.eos_token_ids = model.eos_token_ids;
   info.dtype = name_of(backend.activation_dtype());
   info.backend = backend.describe();
-  info.rope = describe_rope(model, method);
+  info.rope = describe_rope(model.rope, method);
   return info;
 }
 
@@ -84,7 +77,7 @@ class Engine::Impl {
   ~Impl() { close(); }
 
   RequestLengths lengths_of(const Request& request) const {
-    return resolve_lengths(request, config_, model_.max_position_embeddings, model_.vocab_size,
+    return resolve_lengths(request, config_, info_.native_length, model_.vocab_size,
                            plan_.kv_capacity);
   }
 
@@ -108,7 +101,7 @@ class Engine::Impl {
                              max_new_tokens);
     const int64_t total = std::min(prompt + max_new_tokens, config_.session_len);
     return rope_->profile(rope_length_of(config_.rope_length, prompt, total, config_.session_len,
-                                         model_.max_position_embeddings));
+                                         info_.native_length));
   }
 
   EngineMetrics metrics() const {

@@ -18,7 +18,7 @@ struct RequestLengths {
 };
 
 /// The length a policy gives to a request of prompt tokens that may grow to total.
-/// native_length: the model's max_position_embeddings.
+/// native_length: RopeProfile::native_length of the model.
 int64_t rope_length_of(const RopeLength& policy, int64_t prompt, int64_t total, int64_t session_len,
                        int64_t native_length);
 

@@ -12,6 +12,7 @@ class Default final : public RopeMethod {
     return unscaled_profile(parameters_, length);
   }
   bool depends_on_length() const override { return false; }
+  std::string describe() const override { return "unscaled"; }
 
  private:
   const RopeParameters parameters_;

@@ -2,6 +2,7 @@
 
 #include "core/check.h"
 #include "rope/methods.h"
+#include "rope/parameters.h"
 
 namespace longspan::rope {
 namespace {
@@ -33,6 +34,9 @@ class DynamicNtk final : public RopeMethod {
     return profile;
   }
   bool depends_on_length() const override { return true; }
+  std::string describe() const override {
+    return message("factor ", factor_, " past ", parameters_.native_length, " tokens");
+  }
 
  private:
   const RopeParameters parameters_;

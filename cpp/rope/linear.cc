@@ -1,4 +1,6 @@
+#include "core/check.h"
 #include "rope/methods.h"
+#include "rope/parameters.h"
 
 namespace longspan::rope {
 namespace {
@@ -17,6 +19,7 @@ class Linear final : public RopeMethod {
     return profile;
   }
   bool depends_on_length() const override { return false; }
+  std::string describe() const override { return message("factor ", factor_); }
 
  private:
   const RopeParameters parameters_;

@@ -20,14 +20,15 @@ struct MethodEntry {
 MethodEntry default_method();
 MethodEntry linear_method();
 MethodEntry dynamic_ntk_method();
+MethodEntry yarn_method();
+MethodEntry llama3_method();
+MethodEntry longrope_method();
+MethodEntry proportional_method();
 
 /// base^(-2i/D) for i in [0, D/2), radians per token (Su et al. 2021, RoFormer, section 3.2.2).
 std::vector<double> inverse_frequencies(double base, int64_t rotary_dim);
 
 /// The profile of rotary embeddings as trained: no scaling in force.
 RopeProfile unscaled_profile(const RopeParameters& parameters, int64_t length);
-
-/// The required key "factor" in [1, 1e6]. Throws InvalidArgument.
-double scaling_factor(const RopeParameters& parameters);
 
 }  // namespace longspan::rope

@@ -1,21 +1,17 @@
 #include "rope/rope_method.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <string_view>
 #include <utility>
 
 #include "core/check.h"
 #include "rope/methods.h"
+#include "rope/parameters.h"
 
 namespace longspan {
 namespace rope {
 namespace {
-
-// Within these bounds every scaled base and frequency is a finite, positive double.
-constexpr double kMaxTheta = 1e18;
-constexpr double kMaxFactor = 1e6;
 
 std::string join(std::vector<std::string_view> names) {
   std::sort(names.begin(), names.end());
@@ -27,12 +23,13 @@ std::string join(std::vector<std::string_view> names) {
   return all;
 }
 
-std::string describe(const RopeValue* value) {
-  if (value == nullptr || std::holds_alternative<std::nullptr_t>(*value)) return "nothing";
-  if (const auto* number = std::get_if<double>(value)) return message(*number);
-  if (const auto* boolean = std::get_if<bool>(value)) return *boolean ? "true" : "false";
-  if (const auto* text = std::get_if<std::string>(value)) return message('"', *text, '"');
-  return "a list";
+std::vector<MethodEntry> all_methods() {
+  return {default_method(),  dynamic_ntk_method(),  linear_method(), llama3_method(),
+          longrope_method(), proportional_method(), yarn_method()};
+}
+
+bool consumes(const MethodEntry& method, std::string_view key) {
+  return std::find(method.keys.begin(), method.keys.end(), key) != method.keys.end();
 }
 
 void check_common(const RopeParameters& p) {
@@ -40,16 +37,19 @@ void check_common(const RopeParameters& p) {
                            "rope_theta: expected a number in [1, 1e18], got ", p.theta);
   require<InvalidArgument>(p.rotary_dim >= 2 && p.rotary_dim % 2 == 0,
                            "rotary dimension: expected an even integer >= 2, got ", p.rotary_dim);
-  require<InvalidArgument>(p.native_length >= 1,
-                           "max_position_embeddings: expected an integer >= 1, got ",
-                           p.native_length);
+  require<InvalidArgument>(p.head_dim >= p.rotary_dim,
+                           "rotary dimension: expected at most head_dim (", p.head_dim, "), got ",
+                           p.rotary_dim);
+  require<InvalidArgument>(p.native_length >= (p.logn ? 2 : 1),
+                           "max_position_embeddings: expected an integer >= ", p.logn ? 2 : 1,
+                           ", got ", p.native_length);
 }
 
 void check_keys(const MethodEntry& method, const RopeParameters& p) {
   for (const auto& [key, value] : p.extra) {
-    if (std::find(method.keys.begin(), method.keys.end(), key) != method.keys.end()) continue;
+    if (consumes(method, key)) continue;
     std::vector<std::string_view> known = method.keys;
-    known.insert(known.end(), {"rope_theta", "rope_type"});
+    known.insert(known.end(), {"partial_rotary_factor", "rope_theta", "rope_type"});
     throw Unsupported(message("rope_type ", method.type, ": expected only the keys ",
                               join(std::move(known)), ", got \"", key, "\""));
   }
@@ -74,26 +74,15 @@ RopeProfile unscaled_profile(const RopeParameters& p, int64_t length) {
   profile.base = p.theta;
   profile.length = length;
   profile.native_length = p.native_length;
+  profile.logn_length = p.logn ? p.native_length : 0;
   return profile;
-}
-
-double scaling_factor(const RopeParameters& p) {
-  const auto found = p.extra.find("factor");
-  const RopeValue* value = found == p.extra.end() ? nullptr : &found->second;
-  const double* factor = value == nullptr ? nullptr : std::get_if<double>(value);
-  require<InvalidArgument>(factor != nullptr && *factor >= 1.0 && *factor <= kMaxFactor,
-                           "rope_type ", p.type, ": factor: expected a number in [1, 1e6], got ",
-                           describe(value));
-  return *factor;
 }
 
 }  // namespace rope
 
 std::unique_ptr<RopeMethod> make_rope_method(const RopeParameters& parameters) {
-  const std::array methods = {rope::default_method(), rope::linear_method(),
-                              rope::dynamic_ntk_method()};
   std::vector<std::string_view> types;
-  for (const rope::MethodEntry& method : methods) {
+  for (const rope::MethodEntry& method : rope::all_methods()) {
     types.push_back(method.type);
     if (method.type != parameters.type) continue;
     rope::check_common(parameters);
@@ -102,6 +91,27 @@ std::unique_ptr<RopeMethod> make_rope_method(const RopeParameters& parameters) {
   }
   throw Unsupported(message("rope_type: expected one of ", rope::join(std::move(types)), ", got \"",
                             parameters.type, "\""));
+}
+
+bool rope_type_consumes(std::string_view type, std::string_view key) {
+  for (const rope::MethodEntry& method : rope::all_methods()) {
+    if (method.type == type) return rope::consumes(method, key);
+  }
+  return false;
+}
+
+std::string describe_rope(const RopeParameters& parameters, const RopeMethod& method) {
+  const RopeProfile profile = method.profile(1);
+  std::string text = message(profile.type, ", theta ", parameters.theta, ", ", method.describe(),
+                             ", native length ", profile.native_length, " tokens");
+  if (parameters.rotary_dim < parameters.head_dim) {
+    text +=
+        message(", ", parameters.rotary_dim, " of ", parameters.head_dim, " dims of a head turn");
+  }
+  if (profile.logn_length > 0) {
+    text += message(", log-n attention past ", profile.logn_length, " tokens");
+  }
+  return text;
 }
 
 }  // namespace longspan

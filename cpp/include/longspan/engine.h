@@ -38,7 +38,7 @@ struct ModelInfo {
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;
   int64_t num_parameters = 0;
-  int64_t native_length = 0;           ///< max_position_embeddings, tokens
+  int64_t native_length = 0;           ///< tokens; see RopeProfile
   std::vector<int32_t> eos_token_ids;  ///< generation_config.json, else config.json
   std::string dtype;                   ///< the dtype in force
   std::string backend;                 ///< such as "cpu (amx-bf16, 2 threads)"

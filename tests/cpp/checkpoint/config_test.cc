@@ -169,7 +169,6 @@ TEST(Config, RefusesWhatIsNotBuiltNamingTheField) {
       {"quantization_config", {{"bits", 4}}, "quantization_config: not supported, got an object"},
       {"attention_chunk_size", 8192, "attention_chunk_size: not supported"},
       {"layer_types", {"full_attention", "sliding_attention"}, "layer_types: expected only"},
-      {"partial_rotary_factor", 0.5, "partial_rotary_factor: expected 1, got 0.5"},
   };
   for (const Bad& bad : table) {
     SCOPED_TRACE(bad.key);

@@ -2,6 +2,7 @@
 // load or throw longspan::Error; every byte of every tensor it loads must be readable. Meant to run
 // under ASan and UBSan. LONGSPAN_FUZZ_ROUNDS sets the number of mutants per test.
 
+#include <cmath>
 #include <cstdlib>
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -221,8 +222,37 @@ TEST(Fuzz, Config) {
     EXPECT_EQ(m.num_heads % m.num_kv_heads, 0);
     EXPECT_GT(m.vocab_size * m.hidden_size, 0);
     const RopeProfile profile = make_rope_method(m.rope)->profile(1000);
-    EXPECT_EQ(static_cast<int64_t>(profile.inv_freq.size()), m.head_dim / 2);
+    EXPECT_EQ(static_cast<int64_t>(profile.inv_freq.size()), m.rope.rotary_dim / 2);
+    EXPECT_LE(m.rope.rotary_dim, m.head_dim);
   });
+}
+
+TEST(Fuzz, RopeDictionaries) {
+  constexpr const char* kDictionaries[] = {
+      R"({"type":"yarn","factor":4.0,"original_max_position_embeddings":16,"beta_fast":32,)"
+      R"("beta_slow":1,"mscale":0.7,"mscale_all_dim":1.0,"truncate":false})",
+      R"({"rope_type":"yarn","factor":"auto","attention_factor":1.2,"partial_rotary_factor":0.5})",
+      R"({"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,)"
+      R"("original_max_position_embeddings":32})",
+      R"({"rope_type":"longrope","short_factor":[1,1.1,1.2,1.5],"long_factor":[1,2.5,4e0,9],)"
+      R"("factor":null,"attention_factor":1.19})",
+      R"({"rope_type":"proportional","partial_rotary_factor":0.5,"rope_theta":1e6})"};
+  uint32_t seed = 7;
+  for (const char* dictionary : kDictionaries) {
+    const auto parse = [](const std::string& text) {
+      const RopeProfile profile = rope_profile_from_config(
+          R"({"hidden_size":48,"num_attention_heads":6,"max_position_embeddings":64,)"
+          R"("original_max_position_embeddings":null,"use_logn_attn":true,"rope_scaling":)" +
+              text + "}",
+          1000);
+      EXPECT_LE(profile.inv_freq.size(), 4U);
+      for (const double frequency : profile.inv_freq) {
+        EXPECT_TRUE(std::isfinite(frequency) && frequency >= 0.0);
+      }
+      EXPECT_TRUE(std::isfinite(profile.attention_factor) && profile.attention_factor > 0.0);
+    };
+    fuzz(seed++, dictionary, kConfig, parse);
+  }
 }
 
 TEST(Fuzz, Overrides) {

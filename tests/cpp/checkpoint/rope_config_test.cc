@@ -93,7 +93,16 @@ TEST(RopeConfig, RefusesWhatItDoesNotUnderstand) {
               "got \"speed\"");
   unsupported({{"rope_parameters", {{"full_attention", {{"rope_theta", 1e4}}}}}},
               "rope_parameters: full_attention: expected a number, a string or a list of numbers");
-  unsupported({{"rope_scaling", {{"partial_rotary_factor", 0.25}}}}, "expected 1, got 0.25");
+  for (const double bad : {0.0, -0.5, 1.5, 1e300}) {
+    const std::string part = "partial_rotary_factor: expected a number in (0, 1], got ";
+    malformed({{"partial_rotary_factor", bad}}, part);
+    malformed({{"rope_scaling", {{"partial_rotary_factor", bad}}}}, part);
+  }
+  malformed({{"partial_rotary_factor", "half"}}, "partial_rotary_factor: expected a number");
+  malformed({{"original_max_position_embeddings", 0},
+             {"rope_scaling", {{"type", "yarn"}, {"factor", 2}}}},
+            "original_max_position_embeddings: expected an integer in [1, ");
+  malformed({{"use_logn_attn", 1}}, "use_logn_attn: expected true or false, got 1");
   malformed({{"rope_scaling", {{"type", "linear"}, {"rope_type", "dynamic"}}}},
             "expected type and rope_type to agree, got \"linear\" and \"dynamic\"");
   malformed({{"rope_scaling", {{"type", 3}}}}, "rope_scaling: type: expected a string, got 3");
@@ -108,6 +117,64 @@ TEST(RopeConfig, RefusesWhatItDoesNotUnderstand) {
                                  5);
       },
       "factor: expected a number in [1, 1e6], got \"2\"");
+  malformed({{"partial_rotary_factor", 0.6}, {"head_dim", 62}},
+            "partial_rotary_factor: expected an even number of dims of a head of 62, got 0.6, "
+            "which is 37");
+  malformed({{"partial_rotary_factor", 0.001}}, "got 0.001, which is 0");
+}
+
+TEST(RopeConfig, PartialRotationIsReadAtBothPlaces) {
+  const auto pairs = [](const json& members) {
+    return rope_profile_from_config(config(members), 5).inv_freq.size();
+  };
+  EXPECT_EQ(pairs({{"partial_rotary_factor", 0.5}}), 32U);
+  EXPECT_EQ(pairs({{"rope_parameters", {{"partial_rotary_factor", 0.25}}}}), 16U);
+  EXPECT_EQ(pairs({{"partial_rotary_factor", 0.5},
+                   {"rope_scaling",
+                    {{"type", "linear"}, {"factor", 2}, {"partial_rotary_factor", 0.75}}}}),
+            48U);
+  EXPECT_EQ(pairs({{"partial_rotary_factor", nullptr}}), 64U);
+  const json proportional = {
+      {"rope_parameters", {{"rope_type", "proportional"}, {"partial_rotary_factor", 0.25}}}};
+  const RopeProfile profile = rope_profile_from_config(config(proportional), 5);
+  EXPECT_GT(profile.inv_freq.at(15), 0.0);
+  EXPECT_EQ(profile.inv_freq.at(16), 0.0);
+  EXPECT_EQ(profile.inv_freq.size(), 64U);
+  expect_throw<Unsupported>(
+      [&] { rope_profile_from_config(config(proportional), 5, 2.0); },
+      "rope_scaling_factor: expected 0 for a model of rope_type proportional");
+}
+
+TEST(RopeConfig, OriginalLengthIsReadAtBothPlacesAndOnlyWhereItCounts) {
+  const char* key = "original_max_position_embeddings";
+  json yarn = {{"type", "yarn"}, {"factor", nullptr}};
+  const auto factor = [&](const json& members) {
+    return rope_profile_from_config(config(members), 5).factor;
+  };
+  EXPECT_EQ(factor({{"rope_scaling", yarn}}), 1.0);
+  EXPECT_EQ(factor({{"rope_scaling", yarn}, {key, 65536}}), 4.0);
+  yarn[key] = 32768;
+  EXPECT_EQ(factor({{"rope_scaling", yarn}}), 8.0);
+  EXPECT_EQ(factor({{"rope_scaling", yarn}, {key, 65536}}), 4.0);
+  EXPECT_EQ(factor({{"rope_scaling", {{"type", "linear"}, {"factor", 2}}}, {key, 65536}}), 2.0);
+  EXPECT_EQ(factor({{key, "not read here"}}), 1.0);
+}
+
+TEST(RopeConfig, AnOverrideReplacesTheDictionaryButNotTheta) {
+  const json both = {
+      {"rope_parameters",
+       {{"rope_type", "yarn"}, {"factor", 8}, {"beta_fast", 16}, {"rope_theta", 5e5}}},
+      {"rope_scaling", {{"type", "dynamic"}, {"factor", 2.0}}}};
+  const RopeProfile profile = rope_profile_from_config(config(both), 5);
+  EXPECT_EQ(profile.type, "dynamic");
+  EXPECT_EQ(profile.base, 5e5);
+}
+
+TEST(RopeConfig, LogNIsATopLevelKey) {
+  EXPECT_EQ(rope_profile_from_config(config({{"use_logn_attn", true}}), 5).logn_length, 262144);
+  EXPECT_EQ(rope_profile_from_config(config({{"use_logn_attn", true}}), 5, 2.0).logn_length,
+            262144);
+  EXPECT_EQ(rope_profile_from_config(config({{"use_logn_attn", false}}), 5).logn_length, 0);
 }
 
 }  // namespace

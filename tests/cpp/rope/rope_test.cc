@@ -5,6 +5,7 @@
 
 #include "longspan/error.h"
 #include "rope/rope_method.h"
+#include "rope/rope_parameters.h"
 #include "support/expect_throw.h"
 
 namespace longspan {
@@ -12,19 +13,8 @@ namespace {
 
 using test::expect_throw;
 
-RopeParameters parameters(const std::string& type, std::map<std::string, RopeValue> extra = {}) {
-  RopeParameters p;
-  p.type = type;
-  p.theta = 10000.0;
-  p.rotary_dim = 64;
-  p.native_length = 8192;
-  p.extra = std::move(extra);
-  return p;
-}
-
-RopeProfile profile(const RopeParameters& p, int64_t length) {
-  return make_rope_method(p)->profile(length);
-}
+constexpr auto& parameters = test::rope_parameters;
+constexpr auto& profile = test::rope_profile;
 
 /// base^(-2i/D) by logarithms in long double, so by another way than the library's.
 void expect_frequencies(const RopeProfile& got, long double base, int64_t dim,
@@ -37,17 +27,17 @@ void expect_frequencies(const RopeProfile& got, long double base, int64_t dim,
 }
 
 TEST(Rope, DefaultIsTheSameAtEveryLength) {
-  const RopeProfile near = profile(parameters("default"), 1);
+  const RopeProfile near = profile(parameters("default", {}), 1);
   expect_frequencies(near, 10000.0L, 64);
   EXPECT_EQ(near.type, "default");
   EXPECT_EQ(near.factor, 1.0);
   EXPECT_EQ(near.attention_factor, 1.0);
   EXPECT_EQ(near.base, 10000.0);
   EXPECT_EQ(near.native_length, 8192);
-  const RopeProfile far = profile(parameters("default"), 1'000'000);
+  const RopeProfile far = profile(parameters("default", {}), 1'000'000);
   EXPECT_EQ(far.inv_freq, near.inv_freq);
   EXPECT_EQ(far.length, 1'000'000);
-  EXPECT_FALSE(make_rope_method(parameters("default"))->depends_on_length());
+  EXPECT_FALSE(make_rope_method(parameters("default", {}))->depends_on_length());
 }
 
 TEST(Rope, LinearDividesAtEveryLength) {
@@ -65,7 +55,7 @@ TEST(Rope, DynamicWithinTheNativeLengthIsBitIdenticalToNoScaling) {
   const RopeParameters p = parameters("dynamic", {{"factor", 4.0}});
   for (const int64_t length : {1, 100, 8191, 8192}) {
     const RopeProfile got = profile(p, length);
-    EXPECT_EQ(got.inv_freq, profile(parameters("default"), length).inv_freq);
+    EXPECT_EQ(got.inv_freq, profile(parameters("default", {}), length).inv_freq);
     EXPECT_EQ(got.factor, 1.0);
     EXPECT_EQ(got.base, 10000.0);
     EXPECT_EQ(got.type, "dynamic");
@@ -91,7 +81,7 @@ TEST(Rope, DynamicPastTheNativeLengthScalesTheBase) {
 TEST(Rope, DynamicAtAMillionTokens) {
   RopeParameters p = parameters("dynamic", {{"factor", 2.5}});
   p.theta = 5e7;
-  p.rotary_dim = 128;
+  p.head_dim = p.rotary_dim = 128;
   p.native_length = 262'144;
   const RopeProfile got = profile(p, 1'000'000);
   EXPECT_NEAR(got.base, 4.1535e8, 1e4);
@@ -102,10 +92,10 @@ TEST(Rope, EveryAcceptedParameterGivesFiniteFrequencies) {
   for (const std::string type : {"default", "linear", "dynamic"}) {
     for (const double theta : {1.0, 1e18}) {
       for (const int64_t dim : {4, 256}) {
-        RopeParameters p = parameters(type);
+        RopeParameters p = parameters(type, {});
         if (type != "default") p.extra["factor"] = 1e6;
         p.theta = theta;
-        p.rotary_dim = dim;
+        p.head_dim = p.rotary_dim = dim;
         p.native_length = 1;
         for (const double frequency : profile(p, INT64_MAX).inv_freq) {
           EXPECT_TRUE(std::isfinite(frequency) && frequency > 0.0) << type << " " << theta;
@@ -116,11 +106,13 @@ TEST(Rope, EveryAcceptedParameterGivesFiniteFrequencies) {
 }
 
 TEST(Rope, RefusesUnknownTypesAndKeysListingTheKnown) {
-  expect_throw<Unsupported>([] { make_rope_method(parameters("mystery")); },
-                            "expected one of default, dynamic, linear, got \"mystery\"");
+  expect_throw<Unsupported>([] { make_rope_method(parameters("mystery", {})); },
+                            "expected one of default, dynamic, linear, llama3, longrope, "
+                            "proportional, yarn, got \"mystery\"");
   expect_throw<Unsupported>(
       [] { make_rope_method(parameters("dynamic", {{"factor", 2.0}, {"beta_fast", 32.0}})); },
-      "expected only the keys factor, rope_theta, rope_type, got \"beta_fast\"");
+      "expected only the keys factor, partial_rotary_factor, rope_theta, rope_type, got "
+      "\"beta_fast\"");
   expect_throw<Unsupported>([] { make_rope_method(parameters("default", {{"factor", 2.0}})); },
                             "got \"factor\"");
 }
@@ -145,8 +137,9 @@ TEST(Rope, RefusesValuesOutOfRangeNamingThem) {
   refuse([](RopeParameters& p) { p.theta = std::nan(""); }, "rope_theta");
   refuse([](RopeParameters& p) { p.rotary_dim = 63; }, "rotary dimension");
   refuse([](RopeParameters& p) { p.rotary_dim = 2; }, "rotary dimension");
+  refuse([](RopeParameters& p) { p.rotary_dim = 66; }, "expected at most head_dim (64), got 66");
   refuse([](RopeParameters& p) { p.native_length = 0; }, "max_position_embeddings");
-  expect_throw<InvalidArgument>([] { profile(parameters("default"), 0); },
+  expect_throw<InvalidArgument>([] { profile(parameters("default", {}), 0); },
                                 "length: expected an integer >= 1, got 0");
 }
 

@@ -181,12 +181,13 @@ static __global__ void reference_attention(AttentionArgs args, double* weights, 
   }
 }
 
-/// Sequences whose blocks lie shuffled anywhere in a pool of `pool_bytes`, with their queries. What
-/// no key fills is NaN, stale tokens of a last block included.
+/// Sequences whose blocks lie shuffled anywhere in a pool of `pool_bytes`, with their queries,
+/// numbers of [-query_scale, query_scale): the larger, the fewer keys a row attends to. What no key
+/// fills is NaN, stale tokens of a last block included.
 class PagedCache {
  public:
   PagedCache(const Shape& shape, const std::vector<Seq>& seqs, char* pool, int64_t pool_bytes,
-             bool fill = true)
+             bool fill = true, float query_scale = 6.0F)
       : shape_(shape),
         seqs_(seqs),
         num_rows_(std::accumulate(seqs.begin(), seqs.end(), int64_t{0},
@@ -241,7 +242,7 @@ class PagedCache {
     const DeviceArray<int64_t> keys(num_keys);
     fill_cache<<<dim3(256, shape.num_kv_heads, static_cast<uint32_t>(seqs.size())), 256>>>(
         args_, keys.get());
-    fill_queries<<<static_cast<uint32_t>(num_rows_), 256>>>(args_, q_.get(), 6.0F);
+    fill_queries<<<static_cast<uint32_t>(num_rows_), 256>>>(args_, q_.get(), query_scale);
     CUDA_CHECK(cudaDeviceSynchronize());
   }
 

@@ -123,7 +123,7 @@ __device__ inline void wait_for_previous_kernel() {
 #endif
 }
 
-#if __CUDA_ARCH__ >= 900
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 /// Arrives once and makes the barrier's phase wait for `bytes` of bulk copies as well.
 __device__ inline void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)

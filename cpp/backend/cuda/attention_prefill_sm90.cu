@@ -1,0 +1,460 @@
+#include "backend/cuda/attention_prefill_sm90.h"
+#include "backend/cuda/prefill_softmax.cuh"
+#include "backend/cuda/sm90.cuh"
+
+namespace longspan::cuda {
+namespace {
+
+constexpr int kCluster = 2;  // thread blocks that share keys and values
+constexpr int kKeys = 128;   // of a step
+constexpr int kWarpgroup = 128;
+
+/// The shape of a thread block's work. Warpgroup 0 brings data: its warp 0 keys and values, its
+/// warps 1 to kConsumers the queries of that consumer. Warpgroups 1 to kConsumers compute, 64 rows
+/// each.
+template <int head_dim>
+struct Shape {
+  static constexpr int kHeadDim = head_dim;
+  static constexpr int kRows = prefill_rows_sm90(head_dim);
+  static constexpr int kConsumers = kRows / 64;
+  static constexpr int kThreads = kWarpgroup * (kConsumers + 1);
+  static constexpr int kChunks = head_dim / 8;           // of 16 bytes, in a row
+  static constexpr int kPanels = head_dim / kPanelCols;  // in a row
+  static constexpr int kSlotBytes = kKeys * head_dim * 2;
+  static constexpr int kSlots = head_dim == 64 ? 8 : 5;
+  static constexpr int kQueryBytes = 64 * head_dim * 2;  // of a consumer
+  static constexpr int kProducerRegisters = head_dim == 64 ? 32 : 24;
+  static constexpr int kConsumerRegisters = head_dim == 64 ? 160 : 240;
+};
+
+/// What a consumer must know of its 64 rows.
+struct Rows {
+  int32_t num_steps;   ///< tiles of keys to go through, the last first; 0: no more work
+  int32_t num_rows;    ///< to be written
+  int32_t first_sees;  ///< the last key that the first row sees
+  int32_t last_key;    ///< of the tile
+  int64_t out;         ///< offset of the first row in elements
+  float scale_log2;
+};
+
+/// Shared memory. A slot holds a step's keys or its values, column of panels by column of panels:
+/// [kPanels][kKeys][64]. Queries: [kPanels][64][64] of each consumer, of two tiles in turn. All in
+/// the 128-byte swizzle.
+template <class S>
+struct Shared {
+  alignas(1024) char slots[S::kSlots][S::kSlotBytes];
+  alignas(1024) char queries[2][S::kConsumers][S::kQueryBytes];
+  Rows rows[2][S::kConsumers];
+  uint64_t full[S::kSlots];
+  uint64_t empty[S::kSlots];
+  uint64_t queries_full[2][S::kConsumers];
+  uint64_t queries_empty[2][S::kConsumers];
+};
+
+/// The slot whose turn it is. Both sides go through the slots in the same order: the keys of a
+/// tile's last step; then of each step before it the keys, and the values of the step after it; the
+/// values of step 0.
+template <class S>
+struct Turn {
+  int slot = 0;
+  uint32_t parity = 0;
+  __device__ int next() {
+    const int now = slot;
+    if (++slot == S::kSlots) {
+      slot = 0;
+      parity ^= 1;
+    }
+    return now;
+  }
+};
+
+/// A tile of this thread block.
+struct Tile {
+  SeqView seq;
+  int head;
+  int row;
+  int num_keys;  ///< that the cluster goes through
+};
+
+template <class S>
+__device__ Tile tile_of(const AttentionArgs& args, const PrefillTile& scheduled, int rank) {
+  Tile tile{args.plan.seqs[scheduled.seq], scheduled.head, scheduled.row, 0};
+  int rows = S::kRows;
+  if (args.num_heads / args.kv.num_kv_heads % 2 == 0) {
+    tile.head += rank;
+  } else {
+    tile.row += rank * S::kRows;
+    rows *= 2;
+  }
+  tile.num_keys =
+      static_cast<int>(tile.seq.first_position) + min(scheduled.row + rows, tile.seq.num_rows);
+  return tile;
+}
+
+/// Half of each slot's panels, the first or the second 64 keys, comes from either thread block and
+/// goes to both.
+template <class S>
+__device__ void bring_keys_values(const AttentionArgs& args, const PrefillWorkSm90& work,
+                                  Shared<S>& shared, int rank) {
+  const int lane = threadIdx.x % 32;
+  const KvLayout& kv = args.kv;
+  const int block_panels = kv.block_len / kPanelTokens;
+  const int block_shift = block_panels / 2;  // 1, 2, 4 panels: 0, 1, 2
+  Turn<S> turn;
+  const auto bring = [&](const char* from) {
+    mbarrier_wait_amid(smem_address(&shared.empty[turn.slot]), turn.parity ^ 1);
+    if (lane == 0) {
+      const uint32_t full = smem_address(&shared.full[turn.slot]);
+      const uint32_t to = smem_address(shared.slots[turn.slot]) + rank * kPanelBytes;
+      mbarrier_arrive_expect(full, S::kSlotBytes);
+#pragma unroll
+      for (int i = 0; i < S::kPanels; ++i) {
+        bulk_copy_multicast(to + i * (2 * kPanelBytes), from + i * kPanelBytes, kPanelBytes, full,
+                            (1 << kCluster) - 1);
+      }
+    }
+    __syncwarp();
+    turn.next();
+  };
+
+  const int cluster = blockIdx.x / kCluster;
+  const int end = work.first[cluster + 1];
+  for (int t = work.first[cluster]; t < end; ++t) {
+    const Tile tile = tile_of<S>(args, work.tiles[t], rank);
+    const int32_t* table = args.plan.block_tables + tile.seq.table;
+    const char* base = kv.key_tile(0, args.layer, tile.head / (args.num_heads / kv.num_kv_heads));
+    const int last_panel = (tile.num_keys - 1) / kPanelTokens;
+    const int last_step = last_panel / 2;
+    // Lane l looks up the block of step 32 group + l, one group ahead. Beyond the last panel it is
+    // read again: all that is needed there is finite values.
+    const auto panel_of = [&](int group) {
+      return max(0, min((group * 32 + lane) * 2 + rank, last_panel));
+    };
+    int group = last_step / 32;
+    int block = table[panel_of(group) >> block_shift];
+    const char* at = nullptr;
+    const char* values = nullptr;
+    for (int step = last_step; step >= 0; --step) {
+      if (step == last_step || step % 32 == 31) {
+        at = base + block * kv.block_bytes +
+             (panel_of(group) & (block_panels - 1)) * (S::kPanels * kPanelBytes);
+        --group;
+        block = table[panel_of(group) >> block_shift];
+      }
+      const char* keys = reinterpret_cast<const char*>(
+          __shfl_sync(0xffffffffU, reinterpret_cast<uint64_t>(at), step % 32));
+      bring(keys);
+      if (step < last_step) bring(values);
+      values = keys + kv.tile_bytes;
+    }
+    bring(values);
+  }
+}
+
+/// A tile ahead of the consumer. Rows that do not exist are zero.
+template <class S>
+__device__ void bring_queries(const AttentionArgs& args, const PrefillWorkSm90& work,
+                              Shared<S>& shared, int rank, int consumer) {
+  constexpr int kRowsAtOnce = 32 / S::kChunks;
+  const int lane = threadIdx.x % 32;
+  const int cluster = blockIdx.x / kCluster;
+  const int begin = work.first[cluster];
+  const int count = work.first[cluster + 1] - begin;
+  for (int t = 0; t <= count; ++t) {
+    const int buffer = t % 2;
+    Rows rows{};
+    const __nv_bfloat16* from = nullptr;
+    if (t < count) {
+      const Tile tile = tile_of<S>(args, work.tiles[begin + t], rank);
+      const int row = tile.row + 64 * consumer;
+      rows.last_key = tile.num_keys - 1;
+      rows.num_steps = rows.last_key / kKeys + 1;
+      rows.num_rows = max(0, min(64, tile.seq.num_rows - row));
+      rows.first_sees = min(static_cast<int>(tile.seq.first_position) + row, rows.last_key);
+      rows.out = (tile.seq.first_row + row) * args.out_stride + tile.head * S::kHeadDim;
+      rows.scale_log2 = tile.seq.scale_log2;
+      // Where none of the rows exists, `from` is not read.
+      from = args.q + (tile.seq.first_row + (rows.num_rows > 0 ? row : 0)) * args.q_stride +
+             tile.head * S::kHeadDim + lane % S::kChunks * 8;
+    }
+    mbarrier_wait_amid(smem_address(&shared.queries_empty[buffer][consumer]), t / 2 % 2 ^ 1);
+    if (lane == 0) shared.rows[buffer][consumer] = rows;
+    if (t < count) {
+      const int chunk = lane % S::kChunks;
+      const uint32_t to = smem_address(shared.queries[buffer][consumer]) + chunk / 8 * kPanelBytes;
+#pragma unroll 8
+      for (int r = lane / S::kChunks; r < 64; r += kRowsAtOnce) {
+        const bool exists = r < rows.num_rows;
+        cp_async(to + swizzle(r, chunk % 8), from + (exists ? r : 0) * args.q_stride, exists);
+      }
+      cp_async_commit();
+      cp_async_wait<0>();
+      fence_async_proxy();
+    }
+    mbarrier_arrive(smem_address(&shared.queries_full[buffer][consumer]));
+  }
+}
+
+/// A consumer's queries as the left operand of a product: held in registers where there are enough
+/// of them, which saves reading shared memory at every step, and with it power.
+template <class S, bool in_registers = S::kHeadDim == 128>
+class Queries;
+
+template <class S>
+class Queries<S, true> {
+ public:
+  __device__ explicit Queries(const char* at) {
+    const int lane = threadIdx.x % 32;
+    const int row = threadIdx.x % kWarpgroup / 32 * 16 + lane % 16;
+#pragma unroll
+    for (int i = 0; i < S::kHeadDim / 16; ++i) {
+      ldmatrix(q_[i], smem_address(at) + i / 4 * kPanelBytes + swizzle(row, i % 4 * 2 + lane / 16));
+    }
+  }
+  template <int i>
+  __device__ void multiply(float (&s)[kKeys / 2], uint64_t k) const {
+    wgmma_rs<i != 0, false>(s, q_[i], k);
+  }
+
+ private:
+  uint32_t q_[S::kHeadDim / 16][4];
+};
+
+template <class S>
+class Queries<S, false> {
+ public:
+  __device__ explicit Queries(const char* at) : q_(wgmma_operand(smem_address(at))) {}
+  template <int i>
+  __device__ void multiply(float (&s)[kKeys / 2], uint64_t k) const {
+    wgmma_ss<i != 0>(s, wgmma_advance(q_, i / 4 * kPanelBytes + i % 4 * 32), k);
+  }
+
+ private:
+  uint64_t q_;
+};
+
+/// s = q k^T of a step.
+template <class S, int i = 0>
+__device__ inline void multiply_keys(float (&s)[kKeys / 2], const Queries<S>& q, uint64_t k) {
+  q.template multiply<i>(s, wgmma_advance(k, i / 4 * (2 * kPanelBytes) + i % 4 * 32));
+  if constexpr (i + 1 < S::kHeadDim / 16) multiply_keys<S, i + 1>(s, q, k);
+}
+
+/// o += p v of a step.
+template <int kCount>
+__device__ inline void multiply_values(float (&o)[kCount], const uint32_t (&p)[kKeys / 16][4],
+                                       uint64_t v) {
+#pragma unroll
+  for (int i = 0; i < kKeys / 16; ++i) {
+    wgmma_rs<true, true>(o, p[i], wgmma_advance(v, i * 16 * 128));
+  }
+}
+
+/// Writes a warp's 16 rows by way of their place among the queries, which are done with.
+template <class S>
+__device__ inline void write_rows(const AttentionArgs& args, const Rows& rows,
+                                  const float (&o)[S::kHeadDim / 2], const float (&inverse)[2],
+                                  char* staging) {
+  const int lane = threadIdx.x % 32;
+  const int first = threadIdx.x % kWarpgroup / 32 * 16;
+#pragma unroll
+  for (int j = 0; j < S::kChunks; ++j) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      char* to = staging + j / 8 * kPanelBytes + swizzle(first + lane / 4 + 8 * h, j % 8);
+      reinterpret_cast<uint32_t*>(to)[lane % 4] =
+          pack_bf16(o[4 * j + 2 * h] * inverse[h], o[4 * j + 2 * h + 1] * inverse[h]);
+    }
+  }
+  __syncwarp();
+  const int chunk = lane % S::kChunks;
+  const char* from = staging + chunk / 8 * kPanelBytes;
+  __nv_bfloat16* out = args.out + rows.out + chunk * 8;
+#pragma unroll
+  for (int i = 0; i < 16; i += 32 / S::kChunks) {
+    const int r = first + i + lane / S::kChunks;
+    if (r >= rows.num_rows) break;
+    *reinterpret_cast<uint4*>(out + r * args.out_stride) =
+        *reinterpret_cast<const uint4*>(from + swizzle(r, chunk % 8));
+  }
+  __syncwarp();
+}
+
+template <class S>
+__device__ void compute(const AttentionArgs& args, Shared<S>& shared, int consumer) {
+  const int lane = threadIdx.x % 32;
+  const int thread_row = threadIdx.x % kWarpgroup / 32 * 16 + lane / 4;
+  Turn<S> turn;
+  const auto wait_full = [&] {
+    mbarrier_wait_amid(smem_address(&shared.full[turn.slot]), turn.parity);
+  };
+  const uint32_t empty = cluster_address(smem_address(shared.empty), lane % kCluster);
+  const auto release = [&](int slot) {
+    if (lane < kCluster) mbarrier_arrive_cluster(empty + slot * sizeof(uint64_t));
+  };
+  const auto keys = [&](int slot) { return wgmma_operand(smem_address(shared.slots[slot])); };
+  const auto values = [&](int slot) {
+    return wgmma_operand(smem_address(shared.slots[slot]), 2 * kPanelBytes);
+  };
+
+  for (int t = 0;; ++t) {
+    const int buffer = t % 2;
+    mbarrier_wait_amid(smem_address(&shared.queries_full[buffer][consumer]), t / 2 % 2);
+    const Rows rows = shared.rows[buffer][consumer];
+    if (rows.num_steps == 0) return;
+    const Queries<S> q(shared.queries[buffer][consumer]);
+
+    float o[S::kHeadDim / 2] = {};
+    float s[kKeys / 2];
+    uint32_t p[kKeys / 16][4];
+    float factor[2];
+    RunningSoftmax softmax;
+    int step = rows.num_steps - 1;
+    const auto mask = [&] {
+      mask_scores(s, rows.first_sees + thread_row - step * kKeys, rows.last_key - step * kKeys);
+    };
+
+    wait_full();
+    const int first_slot = turn.next();
+    pin(s);
+    wgmma_fence();
+    multiply_keys<S>(s, q, keys(first_slot));
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(s);
+    release(first_slot);
+    mask();
+    softmax_step<true>(s, softmax, rows.scale_log2, factor);
+    pack_weights(s, p);
+    wait_full();
+
+    // The scores of a step are formed, and turned into weights, while the values of the step after
+    // it are added up.
+    const auto advance = [&]<bool kMasked>() {
+      const int key_slot = turn.next();
+      pin(s);
+      pin(o);
+      pin(p);
+      wgmma_fence();
+      multiply_keys<S>(s, q, keys(key_slot));
+      wgmma_commit();
+      wait_full();
+      const int value_slot = turn.next();
+      wgmma_fence();
+      multiply_values(o, p, values(value_slot));
+      wgmma_commit();
+      wgmma_wait<1>();
+      pin(s);
+      release(key_slot);
+      if (kMasked) mask();
+      softmax_step<kMasked>(s, softmax, rows.scale_log2, factor);
+      pin(s);
+      // Of the next keys. Here because it is a branch: without one, ptxas waits for the products
+      // before the weights are formed.
+      wait_full();
+      wgmma_wait<0>();
+      pin(o);
+      release(value_slot);
+      pack_weights(s, p);
+      rescale(o, factor);
+    };
+    const int num_unmasked = (rows.first_sees + 1) / kKeys;
+    for (--step; step >= num_unmasked; --step) advance.template operator()<true>();
+    for (; step >= 0; --step) advance.template operator()<false>();
+
+    const int last_slot = turn.next();
+    pin(o);
+    pin(p);
+    wgmma_fence();
+    multiply_values(o, p, values(last_slot));
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(o);
+    release(last_slot);
+
+    float inverse[2];
+    invert_sums(softmax, inverse);
+    named_barrier_sync(1 + consumer, kWarpgroup);  // no warp of it reads the queries any more
+    write_rows<S>(args, rows, o, inverse, shared.queries[buffer][consumer]);
+    mbarrier_arrive(smem_address(&shared.queries_empty[buffer][consumer]));
+  }
+}
+
+template <class S>
+__global__ void __launch_bounds__(S::kThreads, 1)
+    prefill_kernel(const __grid_constant__ AttentionArgs args,
+                   const __grid_constant__ PrefillWorkSm90 work) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)  // empty in code for other cards
+  extern __shared__ __align__(1024) char memory[];
+  Shared<S>& shared = *reinterpret_cast<Shared<S>*>(memory);
+  const auto rank = static_cast<int>(cluster_rank());
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < S::kSlots; ++i) {
+      mbarrier_init(smem_address(&shared.full[i]), 1);
+      mbarrier_init(smem_address(&shared.empty[i]), kCluster * S::kConsumers * 4);
+    }
+    for (int i = 0; i < 2; ++i) {
+      for (int c = 0; c < S::kConsumers; ++c) {
+        mbarrier_init(smem_address(&shared.queries_full[i][c]), 32);
+        mbarrier_init(smem_address(&shared.queries_empty[i][c]), kWarpgroup);
+      }
+    }
+    fence_mbarrier_init();
+  }
+  cluster_sync();
+
+  // The same in all lanes, which the compiler is to know.
+  const auto warp = static_cast<int>(__shfl_sync(0xffffffffU, threadIdx.x / 32, 0));
+  if (warp < 4) {
+    give_registers<S::kProducerRegisters>();
+    if (warp == 0) {
+      bring_keys_values<S>(args, work, shared, rank);
+    } else if (warp <= S::kConsumers) {
+      bring_queries<S>(args, work, shared, rank, warp - 1);
+    }
+  } else {
+    take_registers<S::kConsumerRegisters>();
+    compute<S>(args, shared, warp / 4 - 1);
+  }
+  cluster_sync();  // neither thread block ends while the other may write to it
+#endif
+}
+
+template <int head_dim>
+cudaError_t prepare() {
+  return cudaFuncSetAttribute(prefill_kernel<Shape<head_dim>>,
+                              cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(sizeof(Shared<Shape<head_dim>>)));
+}
+
+template <int head_dim>
+cudaError_t launch(const AttentionArgs& args, const PrefillWorkSm90& work, cudaStream_t stream) {
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = kCluster;
+  cluster.val.clusterDim.y = 1;
+  cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(work.num_clusters * kCluster));
+  config.blockDim = dim3(Shape<head_dim>::kThreads);
+  config.dynamicSmemBytes = sizeof(Shared<Shape<head_dim>>);
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, prefill_kernel<Shape<head_dim>>, args, work);
+}
+
+}  // namespace
+
+cudaError_t prepare_prefill_sm90(int32_t head_dim) {
+  return head_dim == 64 ? prepare<64>() : head_dim == 128 ? prepare<128>() : cudaErrorInvalidValue;
+}
+
+cudaError_t attention_prefill_sm90(const AttentionArgs& args, const PrefillWorkSm90& work,
+                                   cudaStream_t stream) {
+  return args.kv.head_dim == 64    ? launch<64>(args, work, stream)
+         : args.kv.head_dim == 128 ? launch<128>(args, work, stream)
+                                   : cudaErrorInvalidValue;
+}
+
+}  // namespace longspan::cuda

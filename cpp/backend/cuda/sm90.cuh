@@ -1,0 +1,197 @@
+#pragma once
+
+#include "backend/cuda/mma.cuh"
+
+/// The PTX that only sm_90a has: clusters, copies to several thread blocks, wgmma.
+namespace longspan::cuda {
+
+// Clusters -----------------------------------------------------------------------------------
+
+__device__ inline uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+__device__ inline void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
+}
+
+/// Makes initialised mbarriers visible to the cluster and to copies.
+__device__ inline void fence_mbarrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ inline void mbarrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+/// mbarrier_wait, as a loop that ptxas sees through: it lets arrivals before it go out at once, and
+/// other work run while the first try is under way.
+__device__ inline void mbarrier_wait_amid(uint32_t barrier, uint32_t parity) {
+  uint32_t done;
+  do {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "mbarrier.try_wait.parity.shared.b64 done, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, done;\n"
+        "}\n"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  } while (done == 0);
+}
+
+/// The address in the cluster of what thread block `rank` has at `address`.
+__device__ inline uint32_t cluster_address(uint32_t address, uint32_t rank) {
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+
+/// Arrives at an mbarrier in the cluster. Of memory it orders what an arrival at an own one would:
+/// a wider scope costs a fence at every step.
+__device__ inline void mbarrier_arrive_cluster(uint32_t there) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
+}
+
+/// Copies `bytes`, a multiple of 16, to the same address in each thread block of the mask, and
+/// reports them to the mbarrier of the same address there.
+__device__ inline void bulk_copy_multicast(uint32_t to, const void* from, uint32_t bytes,
+                                           uint32_t barrier, uint16_t mask) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1], %2, [%3], %4;" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier), "h"(mask)
+      : "memory");
+}
+
+/// Waits for `threads` threads at hardware barrier `id`, 1 to 15.
+__device__ inline void named_barrier_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+/// What a warpgroup gives of its registers, others may take.
+template <int count>
+__device__ inline void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
+}
+template <int count>
+__device__ inline void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
+}
+
+// Products of a warpgroup --------------------------------------------------------------------
+//
+// Accumulators d of [64][N]: d[4 j + 2 h + i] of lane l of warp w is row 16 w + l / 4 + 8 h, column
+// 8 j + l % 4 * 2 + i. They, and operands in registers, belong to the products from the first one
+// issued until wgmma_wait.
+
+/// An operand in the 128-byte swizzle: 8 rows of 128 bytes are 1 KiB, groups of 8 rows follow each
+/// other, columns of 64 elements are `column_bytes` apart (read of an MN-major operand alone; to
+/// walk a K-major one, add the bytes to the address).
+__device__ inline uint64_t wgmma_operand(uint32_t address, uint32_t column_bytes = 0) {
+  // In a cluster, an address of the own thread block has its rank in the bits above.
+  return uint64_t{(address & 0x3FFFF) >> 4} | uint64_t{column_bytes >> 4} << 16 |
+         uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+}
+
+/// The same operand `bytes` further on; a constant where `bytes` is.
+__device__ inline uint64_t wgmma_advance(uint64_t operand, uint32_t bytes) {
+  return operand + (bytes >> 4);
+}
+
+/// Before the first product after its registers were written.
+__device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+/// Waits until at most `pending` committed groups are under way.
+template <int pending>
+__device__ inline void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+}
+
+/// Keeps the compiler from moving uses of the registers across this point.
+template <int count>
+__device__ inline void pin(float (&d)[count]) {
+#pragma unroll
+  for (int i = 0; i < count; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+template <int count>
+__device__ inline void pin(uint32_t (&a)[count][4]) {
+#pragma unroll
+  for (int i = 0; i < 4 * count; ++i) asm volatile("" : "+r"(a[i / 4][i % 4])::"memory");
+}
+
+// clang-format off
+#define LONGSPAN_ACC4(d, i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
+#define LONGSPAN_ACC16(d, i) \
+  LONGSPAN_ACC4(d, i), LONGSPAN_ACC4(d, (i) + 4), LONGSPAN_ACC4(d, (i) + 8), LONGSPAN_ACC4(d, (i) + 12)
+#define LONGSPAN_ACC32(d) LONGSPAN_ACC16(d, 0), LONGSPAN_ACC16(d, 16)
+#define LONGSPAN_ACC64(d) LONGSPAN_ACC32(d), LONGSPAN_ACC16(d, 32), LONGSPAN_ACC16(d, 48)
+// clang-format on
+
+/// d += a b^T (d = a b^T if !accumulate): a [64][16] and b [N][16], both in shared memory.
+template <bool accumulate>
+__device__ inline void wgmma_ss(float (&d)[64], uint64_t a, uint64_t b) {
+  asm volatile(
+      "{\n"
+      ".reg .pred accumulate;\n"
+      "setp.ne.b32 accumulate, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "%64, %65, accumulate, 1, 1, 0, 0;\n"
+      "}\n"
+      : LONGSPAN_ACC64(d)
+      : "l"(a), "l"(b), "n"(static_cast<int>(accumulate)));
+}
+
+/// d += a b (d = a b if !accumulate): a [64][16] in registers, a[2 c + h] two elements of row
+/// lane / 4 + 8 h of a warp's 16, columns 8 c + lane % 4 * 2 + {0, 1}; b in shared memory, [16][N]
+/// where it is MN-major, else [N][16].
+template <bool accumulate, bool mn_major>
+__device__ inline void wgmma_rs(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "{\n"
+      ".reg .pred accumulate;\n"
+      "setp.ne.b32 accumulate, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "{%64, %65, %66, %67}, %68, accumulate, 1, 1, %70;\n"
+      "}\n"
+      : LONGSPAN_ACC64(d)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(static_cast<int>(accumulate)),
+        "n"(static_cast<int>(mn_major)));
+}
+
+template <bool accumulate, bool mn_major>
+__device__ inline void wgmma_rs(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "{\n"
+      ".reg .pred accumulate;\n"
+      "setp.ne.b32 accumulate, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, accumulate, 1, 1, %38;\n"
+      "}\n"
+      : LONGSPAN_ACC32(d)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(static_cast<int>(accumulate)),
+        "n"(static_cast<int>(mn_major)));
+}
+
+#undef LONGSPAN_ACC4
+#undef LONGSPAN_ACC16
+#undef LONGSPAN_ACC32
+#undef LONGSPAN_ACC64
+
+}  // namespace longspan::cuda

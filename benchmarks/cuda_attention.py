@@ -78,7 +78,14 @@ def main() -> None:
             print(name, file=server.stdin, flush=True)
             ours.append(json.loads(server.stdout.readline())["tflops"])
         a, b = statistics.median(ours), statistics.median(theirs)
-        record.append({"shape": name, "tflops": a, "cudnn_tflops": b, "ratio": a / b})
+        record.append(
+            {
+                "shape": name,
+                "tflops": a,
+                "cudnn_tflops": round(b, 1),
+                "ratio": round(a / b, 3),
+            }
+        )
         print(f"{name:16} {a:7.1f} TFLOP/s   cuDNN {b:7.1f}   {a / b:.3f}", flush=True)
     server.stdin.close()
     server.wait()
@@ -88,6 +95,7 @@ def main() -> None:
         device = torch.cuda.get_device_name()
         with open(options.json, "w") as file:
             json.dump({"device": device, "versions": versions, "results": record}, file, indent=2)
+            file.write("\n")
     if low:
         raise SystemExit(f"expected at least {CLAIM} of cuDNN, got less at {', '.join(low)}")
 

@@ -34,6 +34,7 @@ struct DeviceTraits {
   int64_t prefill_tokens = 0;     ///< most prefill tokens in one step, unless the config says
   int64_t logit_rows = 0;         ///< rows of logits at once
   double flops_per_second = 0.0;  ///< first guess at the rate of a prefill
+  bool deterministic = false;     ///< results never depend on company or chunks, bit for bit
 };
 
 /// Everything a device does. Ops run in the order they are called; shapes are per rank.

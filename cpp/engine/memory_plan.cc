@@ -44,6 +44,8 @@ EngineConfig resolve_engine_config(const EngineConfig& config, const ModelConfig
 }
 
 void take_device_defaults(EngineConfig& config, const Backend& backend) {
+  require<Unsupported>(!config.deterministic || backend.traits().deterministic,
+                       "deterministic: expected False on ", backend.describe(), ", got True");
   if (config.max_prefill_token_num == 0) {
     config.max_prefill_token_num = backend.traits().prefill_tokens;
   }

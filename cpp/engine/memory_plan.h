@@ -12,7 +12,7 @@ namespace longspan {
 /// Throws InvalidArgument or Unsupported, naming the option.
 EngineConfig resolve_engine_config(const EngineConfig& config, const ModelConfig& model);
 
-/// Fills in what EngineConfig leaves to the device.
+/// Fills in what EngineConfig leaves to the device. Throws Unsupported for what it cannot do.
 void take_device_defaults(EngineConfig& config, const Backend& backend);
 
 /// The limits a resolved config sets to a forward pass.

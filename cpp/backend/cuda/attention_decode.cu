@@ -6,6 +6,7 @@
 #include "backend/cuda/decode_loader.cuh"
 #include "backend/cuda/decode_merge.cuh"
 #include "backend/cuda/decode_tile.cuh"
+#include "backend/cuda/overlap.cuh"
 
 namespace longspan::cuda {
 namespace decode {
@@ -33,6 +34,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #endif
   __syncwarp();
 
+  wait_for_previous_kernel();
   const Units units{work.counts->num_spans * args.kv.num_kv_heads, args.kv.num_kv_heads};
   SliceLoader<kPanels> loader(args, work, units, warp, lane);
   for (int s = 0; s < num_stages; ++s) loader.load(stages + s * kStageBytes, landed + s * 8);
@@ -171,26 +173,18 @@ cudaError_t plan_decode(int32_t head_dim, DecodeLaunch* launch) {
   launch->stages = stages_of(blocks);
   launch->smem_bytes = launch->stages * stage_bytes + fixed_bytes(panels);
   launch->merge_grid = sms * 4;
-  launch->overlaps = major >= 9;
   return cudaFuncSetAttribute(kernel_of(panels), cudaFuncAttributeMaxDynamicSharedMemorySize,
                               launch->smem_bytes);
 }
 
 cudaError_t attention_decode(const AttentionArgs& args, const DecodeWork& work,
                              const DecodeLaunch& launch, cudaStream_t stream) {
-  decode::kernel_of(
-      args.kv.panels_per_token)<<<launch.grid, decode::kThreads, launch.smem_bytes, stream>>>(
-      args, work, launch.stages);
-  cudaLaunchAttribute overlap;
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = launch.merge_grid;
-  config.blockDim = 32 * decode::kMergeWarps;
-  config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = launch.overlaps ? 1 : 0;
-  return cudaLaunchKernelEx(&config, decode::merge_kernel, args, work);
+  const cudaError_t error =
+      launch_overlapped(decode::kernel_of(args.kv.panels_per_token), launch.grid, decode::kThreads,
+                        launch.smem_bytes, stream, args, work, launch.stages);
+  if (error != cudaSuccess) return error;
+  return launch_overlapped(decode::merge_kernel, launch.merge_grid, 32 * decode::kMergeWarps, 0,
+                           stream, args, work);
 }
 
 }  // namespace longspan::cuda

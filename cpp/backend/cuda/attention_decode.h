@@ -22,7 +22,6 @@ struct DecodeLaunch {
   int32_t stages = 0;  ///< slices of 16 keys or values that each warp has under way
   int32_t smem_bytes = 0;
   int32_t merge_grid = 0;
-  bool overlaps = false;  ///< the merge is set up while the decode kernel ends
 };
 
 /// For the current device; head_dim a multiple of 8 up to 256.

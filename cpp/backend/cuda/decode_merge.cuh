@@ -1,6 +1,7 @@
 #pragma once
 
 #include "backend/cuda/decode_finish.cuh"
+#include "backend/cuda/overlap.cuh"
 
 namespace longspan::cuda::decode {
 
@@ -20,6 +21,7 @@ static __global__ void __launch_bounds__(32 * kMergeWarps)
   const int num_kv_heads = args.kv.num_kv_heads;
   const int64_t units = int64_t{work.counts->num_merges} * num_kv_heads;
   wait_for_previous_kernel();
+  let_next_kernel_start();
   for (int64_t u = blockIdx.x; u < units * kDecodePairs; u += gridDim.x) {
     const int pair = static_cast<int>(u / units);
     const int kv_head = static_cast<int>(u % num_kv_heads);

@@ -107,22 +107,6 @@ __device__ inline void cp_async_arrive(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
-/// Lets the next kernel of the stream, if it was launched to overlap this one, take the places that
-/// this one leaves.
-__device__ inline void let_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-/// Waits, where this kernel was launched to overlap the one before, for the end of that and for
-/// what it wrote.
-__device__ inline void wait_for_previous_kernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 /// Arrives once and makes the barrier's phase wait for `bytes` of bulk copies as well.
 __device__ inline void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes) {

@@ -1,5 +1,6 @@
 #include <type_traits>
 
+#include "backend/cuda/overlap.cuh"
 #include "backend/cuda/rotate_append.h"
 #include "backend/cuda/vector.cuh"
 
@@ -205,6 +206,8 @@ __device__ void clear_rest(const Task& task, const SeqView& seq, int kv_head) {
 /// Blocks: one to each row, then one to each sequence and KV head. kLanes: threads to a head.
 template <bool kAligned, int kLanes, class T>
 __global__ void __launch_bounds__(kThreads) rotate_append_kernel(Task task, const T* qkv) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const auto index = static_cast<int32_t>(blockIdx.x);
   if (index < task.plan.num_tokens) {
     const int32_t seq = task.plan.row_seq[index];
@@ -238,7 +241,8 @@ void rotate_append(const RotateAppendArgs& args, cudaStream_t stream) {
     const auto launch = [&](auto lanes) {  // of 8 elements each, or 16 where aligned
       const auto kernel = aligned ? rotate_append_kernel<true, lanes.value / 2, T>
                                   : rotate_append_kernel<false, lanes.value, T>;
-      kernel<<<blocks, kThreads, 0, stream>>>(task, static_cast<const T*>(args.qkv.data));
+      launch_overlapped(kernel, blocks, kThreads, 0, stream, task,
+                        static_cast<const T*>(args.qkv.data));
     };
     switch (args.kv.panels_per_token) {
       case 1:

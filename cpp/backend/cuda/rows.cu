@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "backend/cuda/overlap.cuh"
 #include "backend/cuda/rows.h"
 #include "backend/cuda/vector.cuh"
 
@@ -83,6 +84,8 @@ void copy(const MatrixView& in, const Index* index, const MatrixView& out, cudaS
 
 template <bool kAligned, class In, class Out>
 __global__ void silu_mul_kernel(Rows<const In> gate_up, Rows<Out> out, int64_t rows, int64_t cols) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   for_each_eight(rows, cols, [&](int64_t row, int64_t col, int count) {
     const In* gates = gate_up[row] + col;
     const Eight gate = load_part<kAligned>(gates, count);
@@ -101,6 +104,8 @@ __global__ void rms_norm_kernel(Rows<const Delta> delta, Rows<Residual> residual
                                 const float* weight, float eps, Rows<Out> out, int64_t rows,
                                 int cols) {
   __shared__ float partial[32];
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   const bool inside = row < rows;  // whole warps are inside or not
   Eight x[kEights];
@@ -159,11 +164,11 @@ void launch_rms_norm(const MatrixView* delta, const MatrixView& residual, const 
                        reinterpret_cast<uintptr_t>(weight) % 16 == 0;
   const auto kernel = aligned ? rms_norm_kernel<true, kEights, Delta, Residual, Out>
                               : rms_norm_kernel<false, kEights, Delta, Residual, Out>;
-  kernel<<<static_cast<unsigned>(ceil_div(residual.rows, rows_per_block)),
-           dim3(static_cast<unsigned>(threads), static_cast<unsigned>(rows_per_block)), 0,
-           stream>>>(delta == nullptr ? Rows<const Delta>{} : rows_of<const Delta>(*delta),
-                     rows_of<Residual>(residual), weight, eps, rows_of<Out>(out), residual.rows,
-                     static_cast<int>(residual.cols));
+  launch_overlapped(kernel, static_cast<unsigned>(ceil_div(residual.rows, rows_per_block)),
+                    dim3(static_cast<unsigned>(threads), static_cast<unsigned>(rows_per_block)), 0,
+                    stream, delta == nullptr ? Rows<const Delta>{} : rows_of<const Delta>(*delta),
+                    rows_of<Residual>(residual), weight, eps, rows_of<Out>(out), residual.rows,
+                    static_cast<int>(residual.cols));
 }
 
 }  // namespace
@@ -192,8 +197,8 @@ void silu_mul(const MatrixView& gate_up, const MatrixView& out, cudaStream_t str
       const bool aligned = has_whole_eights(gate_up) && has_whole_eights(out);
       const auto kernel =
           aligned ? silu_mul_kernel<true, In, Out> : silu_mul_kernel<false, In, Out>;
-      kernel<<<grid, block, 0, stream>>>(rows_of<const In>(gate_up), rows_of<Out>(out), out.rows,
-                                         out.cols);
+      launch_overlapped(kernel, grid, block, 0, stream, rows_of<const In>(gate_up),
+                        rows_of<Out>(out), out.rows, out.cols);
     });
   });
 }

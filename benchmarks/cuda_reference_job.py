@@ -1,0 +1,191 @@
+"""The reference job on one GPU: prefill of long prompts, decode after them, and decode in a batch.
+
+Random weights in InternLM2.5-7B-Chat-1M's shape (random_model.py), bfloat16 weights and KV cache, one
+request at a time unless said. Each figure is the best of its rounds, with its floor beside it: the
+FLOPs or bytes that nothing avoids over what the same card reaches in a bfloat16 product of 8192 cubed
+and in copying memory, both measured by torch at the start.
+
+    python benchmarks/cuda_reference_job.py /dev/shm/reference-job
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BATCH = 8
+#: Name -> (limit, whether the figure must be at most or at least the limit).
+TARGETS = {
+    "prefill 32768": (1.2, "at most"),
+    "prefill 131072": (10.5, "at most"),
+    "decode at 131072": (11.5e-3, "at most"),
+    "batch 8 over batch 1 at 2048": (6.0, "at least"),
+    "load": (8.0, "at most"),
+}
+
+
+def machine_rates() -> dict[str, Any]:
+    import torch
+
+    def best(run: Callable[[], Any], rounds: int = 5) -> float:
+        times = []
+        for _ in range(rounds):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(5):
+                run()
+            torch.cuda.synchronize()
+            times.append((time.perf_counter() - start) / 5)
+        return min(times)
+
+    n = 8192
+    a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    rates = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "bf16_product_flops": 2 * n**3 / best(lambda: a @ b),
+        "copy_bytes_per_s": 2 * source.numel() / best(lambda: target.copy_(source)),
+    }
+    del a, b, source, target
+    torch.cuda.empty_cache()
+    return rates
+
+
+class Floors:
+    """What no implementation avoids: FLOPs of linears and of causal attention, bytes of weights and
+    cached keys and values."""
+
+    def __init__(self, config: dict[str, Any], rates: dict[str, Any]) -> None:
+        c = config
+        layers, hidden = c["num_hidden_layers"], c["hidden_size"]
+        heads, kv_heads, dim = c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"]
+        per_layer = hidden * dim * (2 * heads + 2 * kv_heads) + 3 * hidden * c["intermediate_size"]
+        self.linear = layers * per_layer
+        self.head = hidden * c["vocab_size"]
+        self.pair_flops = 4 * layers * heads * dim
+        self.kv_bytes = 2 * 2 * layers * kv_heads * dim
+        self.rates = rates
+
+    def prefill(self, tokens: int) -> float:
+        flops = 2 * self.linear * tokens + 2 * self.head + self.pair_flops * tokens * tokens / 2
+        return flops / self.rates["bf16_product_flops"]
+
+    def decode(self, keys: int, batch: int = 1) -> float:
+        read = 2 * (self.linear + self.head) + batch * keys * self.kv_bytes
+        return read / self.rates["copy_bytes_per_s"]
+
+
+class Job:
+    def __init__(self, folder: Path, session_len: int) -> None:
+        from longspan._core import Engine, EngineConfig, GenerationConfig
+
+        self.config = GenerationConfig
+        start = time.perf_counter()
+        self.engine = Engine.load(
+            str(folder),
+            EngineConfig(device="cuda", session_len=session_len, max_batch_size=BATCH),
+        )
+        self.load_s = time.perf_counter() - start
+        self.random = np.random.default_rng(0)
+
+    def submit(self, tokens: int, new_tokens: int) -> Any:
+        ids = self.random.integers(3, self.engine.model.vocab_size, tokens).tolist()
+        config = self.config(max_new_tokens=new_tokens, ignore_eos=True)
+        return self.engine.generate(ids, config)
+
+    def run(self, tokens: int, new_tokens: int) -> tuple[float, float]:
+        """Seconds of the prefill and of a decoded token."""
+        out = self.submit(tokens, new_tokens).wait()
+        return out.prefill_s, out.decode_s / max(new_tokens - 1, 1)
+
+    def batch_rate(self, tokens: int, batch: int) -> float:
+        """Decoded tokens/s of all sequences together, prefills taken off."""
+
+        def seconds(new_tokens: int) -> float:
+            start = time.perf_counter()
+            for handle in [self.submit(tokens, new_tokens) for _ in range(batch)]:
+                handle.wait()
+            return time.perf_counter() - start
+
+        long, short = 257, 1
+        return batch * (long - short) / (seconds(long) - seconds(short))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="made by random_model.py")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--lengths", default="32768,131072")
+    parser.add_argument("--json", type=Path, help="where the record goes")
+    args = parser.parse_args()
+
+    config = json.loads((args.folder / "config.json").read_text())
+    rates = machine_rates()
+    floors = Floors(config, rates)
+    lengths = [int(n) for n in args.lengths.split(",")]
+    job = Job(args.folder, max(lengths) + 128)
+    rows: list[dict[str, Any]] = []
+
+    def add(name: str, value: float, unit: str, floor: float | None = None) -> None:
+        limit, sense = TARGETS.get(name, (None, None))
+        met = None if limit is None else value <= limit if sense == "at most" else value >= limit
+        rows.append(
+            {
+                "name": name,
+                "value": value,
+                "unit": unit,
+                "floor": floor,
+                "target": limit,
+                "met": met,
+            }
+        )
+        words = [f"{name:32} {value:10.4g} {unit:9}"]
+        words += [] if floor is None else [f"floor {floor:8.4g} ({floor / value:4.0%})"]
+        words += [] if met is None else [f"{sense} {limit:g}: {'met' if met else 'NOT MET'}"]
+        print("  ".join(words), flush=True)
+
+    print(f"{rates['device']}: {job.engine.model.backend}")
+    add("load", job.load_s, "s")
+    job.run(2048, 8)  # the first use of every kernel
+    for n in lengths:
+        runs = [job.run(n, 33 if n == lengths[-1] else 1) for _ in range(args.rounds)]
+        add(f"prefill {n}", min(p for p, _ in runs), "s", floors.prefill(n))
+        if n == lengths[-1]:
+            add(f"decode at {n}", min(d for _, d in runs), "s/token", floors.decode(n))
+    job.run(2048, 8)
+    single = max(job.batch_rate(2048, 1) for _ in range(args.rounds))
+    add("decode at 2048, batch 1", single, "tokens/s", 1 / floors.decode(2048))
+    batch = max(job.batch_rate(2048, BATCH) for _ in range(args.rounds))
+    add(f"decode at 2048, batch {BATCH}", batch, "tokens/s", BATCH / floors.decode(2048, BATCH))
+    add(f"batch {BATCH} over batch 1 at 2048", batch / single, "times")
+    plan = job.engine.plan
+    record = {
+        "benchmark": "cuda_reference_job",
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": {"host": platform.platform(), "backend": job.engine.model.backend, **rates},
+        "model": config,
+        "planned_bytes": {
+            name: getattr(plan, name)
+            for name in ("weight_bytes", "kv_bytes", "activation_bytes", "workspace_bytes")
+        },
+        "results": rows,
+    }
+    job.engine.close()
+    if args.json:
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
+    return 0 if all(row["met"] is not False for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

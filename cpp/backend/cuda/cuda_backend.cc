@@ -1,0 +1,287 @@
+#include "backend/cuda/cuda_backend.h"
+
+#include <algorithm>
+
+#include "backend/cuda/attention_decode.h"
+#include "backend/cuda/attention_prefill_mma.h"
+#include "backend/cuda/attention_prefill_sm90.h"
+#include "backend/cuda/cuda_check.h"
+#include "backend/cuda/linear.h"
+#include "backend/cuda/linear_skinny.h"
+#include "backend/cuda/log_likelihood.h"
+#include "backend/cuda/log_probabilities.h"
+#include "backend/cuda/rotate_append.h"
+#include "backend/cuda/rows.h"
+#include "backend/cuda/sample.h"
+#include "backend/cuda/step_plan.h"
+
+namespace longspan::cuda {
+namespace {
+
+/// Kept from the memory plan: code that CUDA loads on first use, and the driver's own needs.
+constexpr int64_t kReservedBytes = int64_t{512} << 20;
+constexpr int64_t kSmallBytes = 1 << 20;
+/// Rows a step must have before end_layer() waits: a short step is over before anyone could ask.
+constexpr int64_t kLongStepRows = 256;
+
+const CudaPackedLinear& packed(const PackedLinear& linear) {
+  return static_cast<const CudaPackedLinear&>(linear);
+}
+const CudaStepPlan& planned(const StepPlan& plan) { return static_cast<const CudaStepPlan&>(plan); }
+
+}  // namespace
+
+CudaBackend::CudaBackend(int device)
+    : facts_((check_cuda(cudaSetDevice(device), "choosing the device"), read_device_facts(device))),
+      stager_(device),
+      cublas_(std::make_unique<CublasLt>()),
+      small_(kSmallBytes, 8),
+      results_(allocate_device(kSmallBytes)),
+      results_on_host_(allocate_pinned(kSmallBytes)) {
+  check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
+  for (cudaEvent_t& event : layer_done_) {
+    check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
+  }
+}
+
+CudaBackend::~CudaBackend() {
+  cudaSetDevice(facts_.device);
+  if (stream_ != nullptr) cudaStreamSynchronize(stream_);
+  for (const cudaEvent_t event : layer_done_) {
+    if (event != nullptr) cudaEventDestroy(event);
+  }
+  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+}
+
+void CudaBackend::use_device() const {
+  check_cuda(cudaSetDevice(facts_.device), "choosing the device");
+}
+
+void CudaBackend::wait() {
+  check_cuda(cudaStreamSynchronize(stream_), "running a step");
+  check_cuda(cudaGetLastError(), "launching a kernel");
+}
+
+template <class T>
+void CudaBackend::fetch(std::span<T> out) {
+  check_cuda(cudaMemcpyAsync(results_on_host_.data(), results_.data(), out.size_bytes(),
+                             cudaMemcpyDeviceToHost, stream_),
+             "copying to the host");
+  wait();
+  const auto* values = results_on_host_.as<const T>();
+  std::copy(values, values + out.size(), out.begin());
+}
+
+LogitEdit* CudaBackend::upload_edits(std::span<const LogitEdit> edits) {
+  if (edits.empty()) return nullptr;
+  const auto bytes = static_cast<int64_t>(edits.size_bytes());
+  // Grows with the texts that are penalised; what came before it is no longer in use, since every
+  // sample() waits for the stream.
+  if (!edits_ || edits_->slot_bytes() < bytes) edits_ = std::make_unique<UploadRing>(2 * bytes, 1);
+  std::copy(edits.begin(), edits.end(), reinterpret_cast<LogitEdit*>(edits_->begin()));
+  return reinterpret_cast<LogitEdit*>(edits_->upload(bytes, stream_));
+}
+
+std::string CudaBackend::describe() const {
+  return message("cuda:", facts_.device, " (", facts_.name, ", sm_", facts_.major, facts_.minor,
+                 ", cuBLASLt ", cublas_->version(), ")");
+}
+
+DeviceTraits CudaBackend::traits() const {
+  return {.prefill_tokens = 8192,
+          .logit_rows = 512,
+          .flops_per_second = 1e14,
+          .deterministic = false};  // cuBLASLt chooses by the number of rows
+}
+
+int64_t CudaBackend::free_bytes() const {
+  use_device();
+  size_t free = 0;
+  size_t total = 0;
+  check_cuda(cudaMemGetInfo(&free, &total), "asking for free memory");
+  return std::max<int64_t>(0, static_cast<int64_t>(free) - kReservedBytes);
+}
+
+Buffer CudaBackend::allocate(int64_t bytes) {
+  use_device();
+  return allocate_device(bytes);
+}
+int64_t CudaBackend::packed_linear_bytes(int64_t out_features, int64_t in_features) const {
+  return CudaPackedLinear::bytes(out_features, in_features);
+}
+int64_t CudaBackend::kv_block_bytes(const KvShape& shape) const {
+  return KvLayout::of(shape).block_bytes;
+}
+int64_t CudaBackend::step_plan_bytes(const StepLimits& limits, const AttentionShape& shape) const {
+  return CudaStepPlan::bytes(limits, shape, facts_);
+}
+
+std::unique_ptr<PackedLinear> CudaBackend::pack_linear(std::span<const WeightView> parts,
+                                                       std::span<const WeightView> biases) {
+  use_device();
+  return std::make_unique<CudaPackedLinear>(stager_, parts, biases);
+}
+
+Buffer CudaBackend::pack_vector(const WeightView& vector) {
+  use_device();
+  Buffer out = allocate_device(vector.cols * 4);
+  stager_.copy(vector, {out.data(), DType::kF32, 1, vector.cols, vector.cols});
+  return out;
+}
+
+std::unique_ptr<StepPlan> CudaBackend::make_step_plan(const StepLimits& limits,
+                                                      const AttentionShape& shape) {
+  use_device();
+  return std::make_unique<CudaStepPlan>(limits, shape, facts_);
+}
+
+void CudaBackend::plan_step(StepPlan& plan, const StepInput& input, const KvCache&) {
+  use_device();
+  static_cast<CudaStepPlan&>(plan).plan(input, stream_);
+}
+
+void CudaBackend::embedding(const StepPlan& plan, const PackedLinear& table,
+                            const MatrixView& out) {
+  cuda::embedding(planned(plan).view().token_ids, packed(table).view(), out, stream_);
+}
+
+void CudaBackend::rms_norm(const MatrixView* delta, const MatrixView& residual,
+                           const Buffer& weight, float eps, const MatrixView& out) {
+  cuda::rms_norm(delta, residual, weight.as<const float>(), eps, out, stream_);
+}
+
+void CudaBackend::linear(const MatrixView& x, const PackedLinear& weight, const MatrixView& y) {
+  const CudaPackedLinear& w = packed(weight);
+  // Columns up to a multiple of 8 are there on both sides, and zero.
+  MatrixView padded = x;
+  padded.cols = w.stride();
+  if (x.rows <= kSkinnyRows) {
+    const auto* bias = static_cast<const float*>(w.bias(DType::kF32));
+    linear_skinny(padded, w.weight(), w.stride(), bias, y, stream_);
+  } else {
+    cublas_->linear(padded, w.weight(), w.stride(), w.bias(y.dtype), y, stream_);
+  }
+}
+
+void CudaBackend::rotate_append(const StepPlan& plan, int64_t layer, const MatrixView& qkv,
+                                const KvCache& cache, const MatrixView& q_out) {
+  RotateAppendArgs args;
+  args.plan = planned(plan).view();
+  args.kv = KvLayout::of(cache.shape, cache.pool.data());
+  args.layer = layer;
+  args.qkv = qkv;
+  args.q_out = q_out.row<__nv_bfloat16>(0);
+  args.q_stride = q_out.stride;
+  args.num_heads = static_cast<int32_t>(planned(plan).shape().num_heads);
+  args.q_factor = planned(plan).query_factor();
+  cuda::rotate_append(args, stream_);
+}
+
+void CudaBackend::attention(const StepPlan& plan, int64_t layer, const MatrixView& q,
+                            const KvCache& cache, const MatrixView& out) {
+  const CudaStepPlan& p = planned(plan);
+  AttentionArgs args;
+  args.plan = p.view();
+  args.kv = KvLayout::of(cache.shape, cache.pool.data());
+  args.layer = layer;
+  args.q = q.row<const __nv_bfloat16>(0);
+  args.q_stride = q.stride;
+  args.out = out.row<__nv_bfloat16>(0);
+  args.out_stride = out.stride;
+  args.num_heads = static_cast<int32_t>(p.shape().num_heads);
+  if (p.has_decode()) {
+    check_cuda(attention_decode(args, p.decode(), p.decode_launch(), stream_), "decode attention");
+  }
+  if (!p.has_prefill()) return;
+  if (p.uses_sm90()) {
+    check_cuda(attention_prefill_sm90(args, p.prefill_sm90(), stream_), "prefill attention");
+  } else {
+    check_cuda(attention_prefill_mma(args, p.tiles().data(), static_cast<int32_t>(p.tiles().size()),
+                                     stream_),
+               "prefill attention");
+  }
+}
+
+void CudaBackend::silu_mul(const MatrixView& gate_up, const MatrixView& out) {
+  cuda::silu_mul(gate_up, out, stream_);
+}
+
+void CudaBackend::end_layer(const StepPlan& plan) {
+  if (planned(plan).num_tokens() < kLongStepRows) return;
+  const cudaEvent_t event = layer_done_[layers_queued_++ % kLayersBehind];
+  check_cuda(cudaEventSynchronize(event), "running a layer");  // that of kLayersBehind layers ago
+  check_cuda(cudaEventRecord(event, stream_), "recording an event");
+}
+
+void CudaBackend::gather_rows(const MatrixView& in, std::span<const int64_t> rows,
+                              const MatrixView& out) {
+  constexpr size_t kMost = kSmallBytes / sizeof(int64_t);
+  for (size_t begin = 0; begin < rows.size(); begin += kMost) {
+    const auto part = rows.subspan(begin, std::min(kMost, rows.size() - begin));
+    const int64_t* device = small_.push(part, stream_);
+    cuda::gather_rows(in, device,
+                      out.rows_from(static_cast<int64_t>(begin), static_cast<int64_t>(part.size())),
+                      stream_);
+  }
+}
+
+void CudaBackend::negative_log_likelihood(const MatrixView& hidden, const PackedLinear& head,
+                                          std::span<const int32_t> targets,
+                                          const MatrixView& workspace, std::span<double> nll) {
+  constexpr int64_t kMost = kSmallBytes / static_cast<int64_t>(sizeof(double));
+  for (int64_t begin = 0; begin < hidden.rows; begin += kMost) {
+    const int64_t count = std::min(kMost, hidden.rows - begin);
+    const int32_t* device = small_.push(
+        targets.subspan(static_cast<size_t>(begin), static_cast<size_t>(count)), stream_);
+    for (int64_t done = 0; done < count; done += workspace.rows) {
+      const int64_t rows = std::min(workspace.rows, count - done);
+      const MatrixView logits = workspace.rows_from(0, rows);
+      linear(hidden.rows_from(begin + done, rows), head, logits);
+      log_likelihood(logits, device + done, results_.as<double>() + done, stream_);
+    }
+    fetch(nll.subspan(static_cast<size_t>(begin), static_cast<size_t>(count)));
+  }
+}
+
+void CudaBackend::sample(const MatrixView& logits, std::span<const SamplerRow> rows,
+                         std::span<int32_t> tokens) {
+  // The rows' edits go first, all in one, so that the rows can say where theirs are.
+  std::vector<LogitEdit> edits;
+  for (const SamplerRow& row : rows) edits.insert(edits.end(), row.edits.begin(), row.edits.end());
+  LogitEdit* device_edits = upload_edits(edits);
+  std::vector<SamplerRow> with_edits(rows.begin(), rows.end());
+  for (SamplerRow& row : with_edits) {
+    const size_t count = row.edits.size();
+    row.edits = {device_edits, count};
+    device_edits += count;
+  }
+  const SamplerRow* device = small_.push(std::span<const SamplerRow>(with_edits), stream_);
+  cuda::sample(logits, device, results_.as<int32_t>(), stream_);
+  fetch(tokens);
+}
+
+void CudaBackend::log_probabilities(const MatrixView& logits, std::span<const int32_t> tokens,
+                                    int64_t top, std::span<TokenLogprob> out) {
+  // As many rows at a time as there is room for results.
+  const auto per_row = static_cast<size_t>(top) + 1;
+  const size_t most = kSmallBytes / (per_row * sizeof(TokenLogprob));
+  for (size_t begin = 0; begin < tokens.size(); begin += most) {
+    const auto part = tokens.subspan(begin, std::min(most, tokens.size() - begin));
+    const int32_t* device = small_.push(part, stream_);
+    cuda::log_probabilities(
+        logits.rows_from(static_cast<int64_t>(begin), static_cast<int64_t>(part.size())), device,
+        static_cast<int32_t>(top), results_.as<TokenLogprob>(), stream_);
+    fetch(out.subspan(begin * per_row, part.size() * per_row));
+  }
+}
+
+void CudaBackend::download(const MatrixView& in, float* out) {
+  const auto width = static_cast<size_t>(in.cols) * sizeof(float);
+  check_cuda(
+      cudaMemcpy2DAsync(out, width, in.data, static_cast<size_t>(in.stride) * sizeof(float), width,
+                        static_cast<size_t>(in.rows), cudaMemcpyDeviceToHost, stream_),
+      "copying to the host");
+  wait();
+}
+
+}  // namespace longspan::cuda

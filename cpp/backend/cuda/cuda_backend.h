@@ -1,0 +1,86 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <memory>
+#include <string>
+
+#include "backend/backend.h"
+#include "backend/cuda/cublaslt.h"
+#include "backend/cuda/device_facts.h"
+#include "backend/cuda/device_memory.h"
+#include "backend/cuda/weight_stager.h"
+
+namespace longspan::cuda {
+
+/// One GPU as a backend: weights, cache and what enters a product in bfloat16. Ops are queued on
+/// one stream and return at once; only those that give values to the host wait for it.
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(int device);
+  ~CudaBackend() override;
+
+  std::string describe() const override;
+  DType activation_dtype() const override { return DType::kBF16; }
+  DType output_dtype() const override { return DType::kBF16; }
+  DType accumulator_dtype() const override { return DType::kF32; }
+  DeviceTraits traits() const override;
+  int64_t free_bytes() const override;
+
+  Buffer allocate(int64_t bytes) override;
+  int64_t packed_linear_bytes(int64_t out_features, int64_t in_features) const override;
+  int64_t kv_block_bytes(const KvShape& shape) const override;
+  int64_t step_plan_bytes(const StepLimits& limits, const AttentionShape& shape) const override;
+
+  std::unique_ptr<PackedLinear> pack_linear(std::span<const WeightView> parts,
+                                            std::span<const WeightView> biases) override;
+  Buffer pack_vector(const WeightView& vector) override;
+
+  std::unique_ptr<StepPlan> make_step_plan(const StepLimits& limits,
+                                           const AttentionShape& shape) override;
+  void plan_step(StepPlan& plan, const StepInput& input, const KvCache& cache) override;
+  void embedding(const StepPlan& plan, const PackedLinear& table, const MatrixView& out) override;
+  void rms_norm(const MatrixView* delta, const MatrixView& residual, const Buffer& weight,
+                float eps, const MatrixView& out) override;
+  void linear(const MatrixView& x, const PackedLinear& weight, const MatrixView& y) override;
+  void rotate_append(const StepPlan& plan, int64_t layer, const MatrixView& qkv,
+                     const KvCache& cache, const MatrixView& q_out) override;
+  void attention(const StepPlan& plan, int64_t layer, const MatrixView& q, const KvCache& cache,
+                 const MatrixView& out) override;
+  void silu_mul(const MatrixView& gate_up, const MatrixView& out) override;
+  void end_layer(const StepPlan& plan) override;
+  void gather_rows(const MatrixView& in, std::span<const int64_t> rows,
+                   const MatrixView& out) override;
+  void negative_log_likelihood(const MatrixView& hidden, const PackedLinear& head,
+                               std::span<const int32_t> targets, const MatrixView& workspace,
+                               std::span<double> nll) override;
+  void sample(const MatrixView& logits, std::span<const SamplerRow> rows,
+              std::span<int32_t> tokens) override;
+  void log_probabilities(const MatrixView& logits, std::span<const int32_t> tokens, int64_t top,
+                         std::span<TokenLogprob> out) override;
+  void download(const MatrixView& in, float* out) override;
+
+ private:
+  static constexpr int kLayersBehind = 2;
+
+  void use_device() const;  // the CUDA runtime keeps a device per thread
+  /// Waits until all that is queued is done, and throws what went wrong in it.
+  void wait();
+  /// Waits, then copies the first out.size() values of results_ to the host.
+  template <class T>
+  void fetch(std::span<T> out);
+  LogitEdit* upload_edits(std::span<const LogitEdit> edits);
+
+  const DeviceFacts facts_;
+  cudaStream_t stream_ = nullptr;
+  cudaEvent_t layer_done_[kLayersBehind] = {};
+  int64_t layers_queued_ = 0;
+  WeightStager stager_;
+  std::unique_ptr<CublasLt> cublas_;
+  UploadRing small_;  // rows, targets, samplers
+  std::unique_ptr<UploadRing> edits_;
+  Buffer results_;          // device memory of what goes to the host: tokens, likelihoods
+  Buffer results_on_host_;  // page-locked
+};
+
+}  // namespace longspan::cuda

@@ -1,0 +1,223 @@
+#include "backend/cuda/step_plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numbers>
+
+#include "backend/cuda/angles.h"
+#include "backend/cuda/attention_prefill_mma.h"
+#include "backend/cuda/cuda_check.h"
+
+namespace longspan::cuda {
+namespace {
+
+/// Rows up to which a sequence goes to the decode kernel: its keys are then read once per
+/// kDecodePairs (row, head) pairs, which is less work than a prefill tile that is mostly empty.
+constexpr int64_t kDecodeRows = 16;
+constexpr int64_t kMaxBlockLen = 256;
+constexpr int kSlots = 3;  // of the upload ring: two steps may be under way
+constexpr int64_t kAlignment = 256;
+
+int64_t round_up(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+DecodeSizes decode_sizes(const StepLimits& limits, const AttentionShape& shape) {
+  return max_decode_sizes(limits.max_seqs, kDecodeRows, limits.max_blocks_per_seq * kMaxBlockLen,
+                          shape.num_heads, shape.num_kv_heads);
+}
+
+/// Arrays that go to the device in one copy, put one after another into a slot of a ring.
+class Packer {
+ public:
+  explicit Packer(char* host) : host_(host) {}
+
+  /// Offset of a copy of values.
+  template <class T>
+  int64_t add(std::span<const T> values) {
+    const int64_t offset = used_;
+    if (!values.empty()) std::memcpy(host_ + offset, values.data(), values.size_bytes());
+    used_ += round_up(static_cast<int64_t>(values.size_bytes()));
+    return offset;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* host_;
+  int64_t used_ = 0;
+};
+
+}  // namespace
+
+CudaStepPlan::Memory::Memory(char* base, const StepLimits& limits, const AttentionShape& shape) {
+  const int64_t rows = decode_sizes(limits, shape).partial_rows;
+  const auto take = [&](auto& array, int64_t count) {
+    using T = std::remove_pointer_t<std::remove_reference_t<decltype(array)>>;
+    array = base == nullptr ? nullptr : reinterpret_cast<T*>(base + bytes);
+    bytes += round_up(count * static_cast<int64_t>(sizeof(T)));
+  };
+  take(row_seq, limits.max_tokens);
+  take(cos_sin, limits.max_tokens * shape.head_dim);
+  take(partial_out, rows * shape.head_dim);
+  take(partial_lse, rows);
+}
+
+int64_t CudaStepPlan::upload_bytes(const StepLimits& limits, const AttentionShape& shape,
+                                   const DeviceFacts& facts) {
+  const DecodeSizes decode = decode_sizes(limits, shape);
+  const auto heads = static_cast<int32_t>(shape.num_heads);
+  const int64_t tiles =
+      std::max(((limits.max_tokens + kPrefillRows - 1) / kPrefillRows + limits.max_seqs) * heads,
+               max_prefill_tiles_sm90(limits.max_seqs, limits.max_tokens, heads,
+                                      static_cast<int32_t>(shape.num_kv_heads),
+                                      static_cast<int32_t>(shape.head_dim)));
+  const auto size = [](int64_t count, size_t element) {
+    return round_up(count * static_cast<int64_t>(element));
+  };
+  return size(limits.max_seqs, sizeof(SeqView)) +
+         size(limits.max_seqs * limits.max_blocks_per_seq, sizeof(int32_t)) +
+         2 * size(limits.max_tokens, sizeof(int32_t)) +  // ids, and factors of queries
+         size(limits.max_seqs * shape.head_dim / 2, sizeof(double)) +
+         size(tiles, sizeof(PrefillTile)) +
+         size(prefill_clusters_sm90(facts.num_sms) + 1, sizeof(int32_t)) +
+         size(decode.spans, sizeof(DecodeSpan)) + size(decode.merges, sizeof(DecodeMerge)) +
+         size(1, sizeof(DecodeCounts));
+}
+
+CudaStepPlan::CudaStepPlan(const StepLimits& limits, const AttentionShape& shape,
+                           const DeviceFacts& facts)
+    : limits_(limits),
+      shape_(shape),
+      facts_(facts),
+      uses_sm90_(facts.is_hopper() && (shape.head_dim == 64 || shape.head_dim == 128)),
+      buffer_(allocate_device(Memory(nullptr, limits, shape).bytes)),
+      memory_(buffer_.as<char>(), limits, shape),
+      ring_(upload_bytes(limits, shape, facts), kSlots) {
+  check_cuda(plan_decode(static_cast<int32_t>(shape.head_dim), &decode_launch_), "planning decode");
+  const auto prepare = uses_sm90_ ? prepare_prefill_sm90 : prepare_prefill_mma;
+  check_cuda(prepare(static_cast<int32_t>(shape.head_dim)), "preparing prefill");
+}
+
+int64_t CudaStepPlan::bytes(const StepLimits& limits, const AttentionShape& shape,
+                            const DeviceFacts& facts) {
+  return Memory(nullptr, limits, shape).bytes + kSlots * upload_bytes(limits, shape, facts);
+}
+
+void CudaStepPlan::plan_sequences(const StepInput& input) {
+  seqs_.clear();
+  tables_.clear();
+  prefill_seqs_.clear();
+  decode_seqs_.clear();
+  for (size_t s = 0; s < input.first_position.size(); ++s) {
+    SeqView seq;
+    seq.first_position = input.first_position[s];
+    seq.table = static_cast<int64_t>(tables_.size());
+    seq.first_row = static_cast<int32_t>(input.cu_seqlens[s]);
+    seq.num_rows = static_cast<int32_t>(input.cu_seqlens[s + 1] - input.cu_seqlens[s]);
+    const double factor = input.profiles[s]->attention_factor;
+    seq.scale_log2 = static_cast<float>(
+        factor * factor / std::sqrt(static_cast<double>(shape_.head_dim)) * std::numbers::log2e);
+    const std::vector<int32_t>& table = input.block_tables[s];
+    tables_.insert(tables_.end(), table.begin(), table.end());
+    const auto index = static_cast<int32_t>(s);
+    if (seq.num_rows <= kDecodeRows) {
+      decode_seqs_.push_back({index, seq.num_rows, seq.first_position + seq.num_rows});
+    } else {
+      prefill_seqs_.push_back({index, seq.num_rows, seq.first_position});
+    }
+    seqs_.push_back(seq);
+  }
+}
+
+void CudaStepPlan::plan_profiles(const StepInput& input) {
+  inv_freq_.clear();
+  std::vector<const RopeProfile*> known;
+  for (size_t s = 0; s < seqs_.size(); ++s) {
+    const RopeProfile* profile = input.profiles[s].get();
+    size_t index = 0;
+    while (index < known.size() && known[index]->inv_freq != profile->inv_freq) ++index;
+    if (index == known.size()) {
+      known.push_back(profile);
+      inv_freq_.insert(inv_freq_.end(), profile->inv_freq.begin(), profile->inv_freq.end());
+    }
+    seqs_[s].profile = static_cast<int32_t>(index);
+  }
+  view_.rotary_pairs = static_cast<int32_t>(known.empty() ? 0 : known.front()->inv_freq.size());
+}
+
+void CudaStepPlan::plan_query_factors(const StepInput& input) {
+  query_factors_.clear();
+  for (size_t s = 0; s < seqs_.size(); ++s) {
+    const int64_t logn_length = input.profiles[s]->logn_length;
+    if (logn_length == 0) continue;
+    query_factors_.resize(input.token_ids.size(), 1.0f);
+    const double unit = std::log(static_cast<double>(logn_length));
+    for (int64_t r = 0; r < seqs_[s].num_rows; ++r) {
+      const int64_t count = seqs_[s].first_position + r + 1;  // the token's number from 1
+      if (count <= logn_length) continue;
+      query_factors_[static_cast<size_t>(seqs_[s].first_row + r)] =
+          static_cast<float>(std::log(static_cast<double>(count)) / unit);
+    }
+  }
+}
+
+void CudaStepPlan::plan(const StepInput& input, cudaStream_t stream) {
+  plan_sequences(input);
+  plan_profiles(input);
+  plan_query_factors(input);
+  const auto heads = static_cast<int32_t>(shape_.num_heads);
+  const auto kv_heads = static_cast<int32_t>(shape_.num_kv_heads);
+  has_prefill_ = !prefill_seqs_.empty();
+  has_decode_ = !decode_seqs_.empty();
+
+  Packer packer(ring_.begin());
+  const int64_t seqs = packer.add(std::span<const SeqView>(seqs_));
+  const int64_t tables = packer.add(std::span<const int32_t>(tables_));
+  const int64_t ids = packer.add(std::span<const int32_t>(input.token_ids));
+  const int64_t freqs = packer.add(std::span<const double>(inv_freq_));
+  const int64_t factors = packer.add(std::span<const float>(query_factors_));
+  PrefillSchedule schedule;
+  int64_t first = 0;
+  if (has_prefill_ && uses_sm90_) {
+    schedule = schedule_prefill_sm90(prefill_seqs_, heads, kv_heads,
+                                     static_cast<int32_t>(shape_.head_dim), facts_.num_sms);
+    first = packer.add(std::span<const int32_t>(schedule.first));
+  } else if (has_prefill_) {
+    append_prefill_tiles(prefill_seqs_, heads, &schedule.tiles);
+  }
+  const int64_t tiles = packer.add(std::span<const PrefillTile>(schedule.tiles));
+  const DecodeSpans decode(decode_seqs_, heads, kv_heads);
+  const int64_t spans = packer.add(std::span<const DecodeSpan>(decode.spans()));
+  const int64_t merges = packer.add(std::span<const DecodeMerge>(decode.merges()));
+  const DecodeCounts counts{static_cast<int32_t>(decode.spans().size()),
+                            static_cast<int32_t>(decode.merges().size())};
+  const int64_t count = packer.add(std::span<const DecodeCounts>(&counts, 1));
+  const char* device = ring_.upload(packer.used(), stream);
+
+  const auto at = [device](auto& pointer, int64_t offset) {
+    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(device + offset);
+  };
+  at(view_.seqs, seqs);
+  at(view_.block_tables, tables);
+  at(view_.token_ids, ids);
+  at(view_.inv_freq, freqs);
+  query_factor_ = nullptr;
+  if (!query_factors_.empty()) at(query_factor_, factors);
+  view_.row_seq = memory_.row_seq;
+  view_.cos_sin = memory_.cos_sin;
+  view_.num_seqs = static_cast<int32_t>(seqs_.size());
+  view_.num_tokens = static_cast<int32_t>(input.num_tokens());
+  const PrefillTile* device_tiles = nullptr;
+  at(device_tiles, tiles);
+  tiles_ = {device_tiles, schedule.tiles.size()};
+  prefill_sm90_.tiles = device_tiles;
+  at(prefill_sm90_.first, first);
+  prefill_sm90_.num_clusters = static_cast<int32_t>(schedule.first.size()) - 1;
+  at(decode_.spans, spans);
+  at(decode_.merges, merges);
+  at(decode_.counts, count);
+  decode_.partial_out = memory_.partial_out;
+  decode_.partial_lse = memory_.partial_lse;
+  fill_angles(view_, memory_.row_seq, memory_.cos_sin, stream);
+}
+
+}  // namespace longspan::cuda

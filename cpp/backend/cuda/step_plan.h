@@ -1,0 +1,90 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cuda/attention_decode.h"
+#include "backend/cuda/attention_prefill_sm90.h"
+#include "backend/cuda/device_facts.h"
+#include "backend/cuda/device_memory.h"
+#include "backend/cuda/plan_view.h"
+
+namespace longspan::cuda {
+
+/// What the CUDA ops read in every layer of a step. The host works out the lists and sends them in
+/// one copy; the device adds cos and sin. All memory is taken at construction.
+class CudaStepPlan final : public StepPlan {
+ public:
+  CudaStepPlan(const StepLimits& limits, const AttentionShape& shape, const DeviceFacts& facts);
+
+  /// Device bytes that such a plan takes.
+  static int64_t bytes(const StepLimits& limits, const AttentionShape& shape,
+                       const DeviceFacts& facts);
+
+  /// Takes in a step; input may die afterwards. Waits for nothing but the copy before last.
+  void plan(const StepInput& input, cudaStream_t stream);
+
+  const AttentionShape& shape() const { return shape_; }
+  const PlanView& view() const { return view_; }
+  /// What log-n attention multiplies each row's query by: device [num_tokens]; null: nothing.
+  const float* query_factor() const { return query_factor_; }
+  int64_t num_tokens() const { return view_.num_tokens; }
+  /// Whether the prefill kernel of Hopper takes this step's prefills.
+  bool uses_sm90() const { return uses_sm90_; }
+  /// The prefills, for the one kernel or the other.
+  const PrefillWorkSm90& prefill_sm90() const { return prefill_sm90_; }
+  std::span<const PrefillTile> tiles() const { return tiles_; }  // device memory
+  bool has_prefill() const { return has_prefill_; }
+  const DecodeWork& decode() const { return decode_; }
+  const DecodeLaunch& decode_launch() const { return decode_launch_; }
+  bool has_decode() const { return has_decode_; }
+
+ private:
+  /// Where the arrays lie that stay on the device, one after another from base.
+  struct Memory {
+    Memory(char* base, const StepLimits& limits, const AttentionShape& shape);
+
+    int32_t* row_seq = nullptr;    // [max_tokens]
+    float* cos_sin = nullptr;      // [max_tokens][head_dim / 2]{cos, sin}
+    float* partial_out = nullptr;  // [partial rows][head_dim]
+    float* partial_lse = nullptr;  // [partial rows]
+    int64_t bytes = 0;
+  };
+  static int64_t upload_bytes(const StepLimits& limits, const AttentionShape& shape,
+                              const DeviceFacts& facts);
+
+  void plan_sequences(const StepInput& input);
+  void plan_profiles(const StepInput& input);
+  void plan_query_factors(const StepInput& input);
+
+  const StepLimits limits_;
+  const AttentionShape shape_;
+  const DeviceFacts facts_;
+  const bool uses_sm90_;
+  Buffer buffer_;
+  const Memory memory_;
+  UploadRing ring_;
+  DecodeLaunch decode_launch_;
+
+  // of the step being planned, on the host
+  std::vector<SeqView> seqs_;
+  std::vector<int32_t> tables_;
+  std::vector<double> inv_freq_;
+  std::vector<float> query_factors_;  // empty: all 1
+  std::vector<PrefillSeq> prefill_seqs_;
+  std::vector<DecodeSeq> decode_seqs_;
+
+  PlanView view_;
+  const float* query_factor_ = nullptr;
+  PrefillWorkSm90 prefill_sm90_;
+  std::span<const PrefillTile> tiles_;
+  DecodeWork decode_;
+  bool has_prefill_ = false;
+  bool has_decode_ = false;
+};
+
+}  // namespace longspan::cuda

@@ -1,0 +1,217 @@
+"""The same engine on a GPU. The truth is the CPU's in float32; the yardstick of what bfloat16 costs
+is HF transformers in bfloat16, which rounds wherever the GPU does and in more places.
+"""
+
+from __future__ import annotations
+
+import math
+import pydoc_data.topics
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import longspan
+import numpy as np
+import pytest
+from longspan import EngineConfig, pipeline
+from longspan._core import (
+    BackendUnavailable,
+    Engine,
+    GenerationConfig,
+    InvalidArgument,
+    Unsupported,
+    plan_memory,
+)
+from longspan._core import EngineConfig as NativeConfig
+from longspan.eval import passkey
+
+CUDA = next(b for b in longspan.backends() if b.name == "cuda")
+needs_gpu = pytest.mark.skipif(not CUDA.available, reason=f"needs a GPU: {CUDA.detail}")
+
+#: Largest ratio of a GPU's root-mean-square error to that of transformers: few positions are
+#: compared, so that two samples of the same error differ by some tens of percent.
+WORSE = 1.5
+#: Root-mean-square change of a token's negative log-likelihood when other kernels of the same
+#: precision compute it, measured at 0.15 on SmolLM2 and random ids.
+TOKEN_NOISE = 0.15
+
+
+def load(path: Path | str, device: str, dtype: str = "bfloat16", **options: Any) -> Engine:
+    return Engine.load(str(path), NativeConfig(device=device, dtype=dtype, **options))
+
+
+def logits(engine: Engine, ids: list[int], positions: list[int]) -> np.ndarray:
+    return np.asarray(engine.logits(ids, positions).wait().logits, dtype=np.float64)
+
+
+def rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(x))))
+
+
+def transformers_logits(path: Path | str, ids: list[int], positions: list[int]) -> np.ndarray:
+    torch = pytest.importorskip("torch", reason="the yardstick needs torch")
+    transformers = pytest.importorskip("transformers", reason="the yardstick needs transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
+    with torch.inference_mode():
+        return model(torch.tensor([ids])).logits[0, positions].double().numpy()
+
+
+def check_logits(path: Path | str, ids: list[int]) -> None:
+    positions = sorted({0, len(ids) // 3, len(ids) // 2, len(ids) - 1})
+    results = {}
+    for device, dtype in (("cpu", "float32"), ("cuda", "bfloat16")):
+        with load(path, device, dtype, session_len=len(ids) + 1) as engine:
+            results[device] = logits(engine, ids, positions)
+    yardstick = rms(transformers_logits(path, ids, positions) - results["cpu"])
+    error = rms(results["cuda"] - results["cpu"])
+    assert error <= WORSE * yardstick, f"{len(ids)} tokens: {error:.3g}, not {yardstick:.3g}"
+
+
+def ids_of(count: int, vocab: int, seed: int = 0) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(vocab) for _ in range(count)]
+
+
+@needs_gpu
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64},
+        {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 128},
+        {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32},
+        {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 80},
+        {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
+    ],
+    ids=lambda shape: "-".join(str(v) for v in shape.values()),
+)
+@pytest.mark.parametrize("count", [1, 17, 300])
+def test_logits_of_tiny_models(tiny_llama: Callable[..., Path], shape: Any, count: int) -> None:
+    path = tiny_llama(**shape)
+    with load(path, "cpu") as engine:
+        vocab = engine.model.vocab_size
+    check_logits(path, ids_of(count, vocab))
+
+
+@needs_gpu
+@pytest.mark.parametrize("count", [1, 17, 512, 3000])
+def test_logits_of_smollm2(smollm2_dir: Path, count: int) -> None:
+    check_logits(smollm2_dir, ids_of(count, 49000))
+
+
+@needs_gpu
+@pytest.mark.parametrize("options", [{"max_prefill_token_num": 100}, {"cache_block_seq_len": 256}])
+def test_chunks_and_blocks_do_not_matter(smollm2_dir: Path, options: dict[str, Any]) -> None:
+    ids = ids_of(1500, 49000)
+    with load(smollm2_dir, "cuda") as engine, load(smollm2_dir, "cuda", **options) as other:
+        a, b = (e.score(ids).wait().nll_sum / (len(ids) - 1) for e in (engine, other))
+    assert a == pytest.approx(b, abs=4 * TOKEN_NOISE / math.sqrt(len(ids)))
+
+
+@needs_gpu
+def test_company_does_not_matter(smollm2_dir: Path) -> None:
+    """Each request of a crowd of mixed lengths scores as it does alone."""
+    crowd = [ids_of(n, 49000, seed=n) for n in (2, 15, 16, 17, 128, 700, 1000, 2500)]
+    with load(smollm2_dir, "cuda", max_batch_size=8) as engine:
+        alone = [engine.score(ids).wait().nll_sum / (len(ids) - 1) for ids in crowd]
+        handles = [engine.score(ids) for ids in crowd]
+        together = [h.wait().nll_sum / (len(i) - 1) for h, i in zip(handles, crowd, strict=True)]
+    for ids, a, b in zip(crowd, alone, together, strict=True):
+        assert a == pytest.approx(b, abs=4 * TOKEN_NOISE / math.sqrt(len(ids) - 1)), len(ids)
+
+
+@needs_gpu
+def test_sampling_repeats_with_its_seed(smollm2_dir: Path) -> None:
+    config = GenerationConfig(max_new_tokens=40, do_sample=True, temperature=0.9, top_p=0.9, seed=7)
+    with load(smollm2_dir, "cuda") as engine:
+        ids = ids_of(50, 49000)
+        first, second = (engine.generate(ids, config).wait().token_ids for _ in range(2))
+    assert first == second and len(first) > 0
+
+
+@needs_gpu
+@pytest.mark.timeout(900)
+def test_perplexity_of_32k_is_that_of_the_cpu(smollm2_gguf: Path) -> None:
+    text = "\n".join(pydoc_data.topics.topics.values())
+    values = []
+    for device in ("cuda", "cpu"):
+        config = EngineConfig(
+            device=device, dtype="bfloat16", session_len=32768, rope_scaling_factor=4.0
+        )
+        with pipeline(str(smollm2_gguf), config) as pipe:
+            ids = pipe.tokenizer.encode(text)[:32768]
+            values.append(pipe.get_ppl(ids)[0])
+    assert len(ids) == 32768
+    assert values[0] == pytest.approx(values[1], rel=1e-3)
+
+
+@needs_gpu
+@pytest.mark.timeout(600)
+def test_passkeys_are_found_at_four_times_the_trained_length(smollm2_gguf: Path) -> None:
+    config = EngineConfig(
+        device="cuda", session_len=32768, max_batch_size=1, rope_scaling_factor=4.0
+    )
+    with pipeline(str(smollm2_gguf), config) as pipe:
+        results = list(passkey.run(pipe, 32768, 10))
+    found = sum(re.match(rf"\W*{r.key}(?!\d)", r.answer) is not None for r in results)
+    assert found >= 9, [(r.key, r.answer) for r in results]
+
+
+@needs_gpu
+def test_a_thousand_cancelled_requests_leave_nothing(smollm2_dir: Path) -> None:
+    rng = random.Random(0)
+    with load(smollm2_dir, "cuda", max_batch_size=4, session_len=4096) as engine:
+        total = engine.metrics().total_blocks
+        ids = ids_of(3000, 49000)
+        config = GenerationConfig(max_new_tokens=50)
+        for _ in range(100):
+            handles = [engine.generate(ids[: rng.randrange(1, 3000)], config) for _ in range(10)]
+            for handle in handles:
+                handle.cancel()
+            for handle in handles:
+                handle.wait()
+        engine.generate(ids[:10], config).wait()
+        assert engine.metrics().free_blocks == total
+
+
+@needs_gpu
+def test_close_gives_the_memory_back(smollm2_dir: Path) -> None:
+    def free() -> int:
+        return plan_memory(str(smollm2_dir), NativeConfig(device="cuda")).device_bytes
+
+    free()  # the driver's context comes with the first use
+    before = free()
+    with load(smollm2_dir, "cuda") as engine:
+        engine.score(ids_of(1000, 49000)).wait()
+        assert free() < before
+    assert before - free() < 100 << 20
+
+
+@needs_gpu
+def test_what_a_gpu_does_not_do_is_refused(tiny_llama: Callable[..., Path]) -> None:
+    path = tiny_llama()
+    with pytest.raises(Unsupported, match="deterministic"):
+        load(path, "cuda", deterministic=True)
+    with pytest.raises(Unsupported, match="dtype"):
+        load(path, "cuda", "float32")
+    with pytest.raises(BackendUnavailable, match="cuda:99"):
+        load(path, "cuda:99")
+
+
+def test_names_of_devices_are_checked(tiny_llama: Callable[..., Path]) -> None:
+    path = tiny_llama()
+    for name in ("cuda:", "cuda:x", "cudax", "gpu"):
+        with pytest.raises(InvalidArgument, match="device"):
+            load(path, name)
+
+
+@pytest.mark.skipif(CUDA.available, reason="has a GPU")
+def test_without_a_gpu_the_reason_is_told(tiny_llama: Callable[..., Path]) -> None:
+    path = tiny_llama()
+    assert re.search("driver|GPU|CUDA library", CUDA.detail)
+    with pytest.raises(BackendUnavailable) as error:
+        load(path, "cuda")
+    assert CUDA.detail in str(error.value)
+    with load(path, "auto") as engine:
+        assert engine.model.backend.startswith("cpu")

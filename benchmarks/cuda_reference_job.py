@@ -1,9 +1,9 @@
-"""The reference job on one GPU: prefill of long prompts, decode after them, and decode in a batch.
+"""The reference job on one GPU: prefill of long prompts, decode after them, decode in a batch.
 
-Random weights in InternLM2.5-7B-Chat-1M's shape (random_model.py), bfloat16 weights and KV cache, one
-request at a time unless said. Each figure is the best of its rounds, with its floor beside it: the
-FLOPs or bytes that nothing avoids over what the same card reaches in a bfloat16 product of 8192 cubed
-and in copying memory, both measured by torch at the start.
+Random weights in InternLM2.5-7B-Chat-1M's shape (random_model.py), bfloat16 weights and KV cache,
+one request at a time unless said. Each figure is the best of its rounds, with its floor beside it:
+the FLOPs or bytes that nothing avoids over what the same card reaches in a bfloat16 product of 8192
+cubed and in copying memory, both measured by torch at the start.
 
     python benchmarks/cuda_reference_job.py /dev/shm/reference-job
 """
@@ -57,9 +57,13 @@ def machine_rates() -> dict[str, Any]:
         "bf16_product_flops": 2 * n**3 / best(lambda: a @ b),
         "copy_bytes_per_s": 2 * source.numel() / best(lambda: target.copy_(source)),
     }
-    del a, b, source, target
-    torch.cuda.empty_cache()
     return rates
+
+
+def free_torch_memory() -> None:
+    import torch
+
+    torch.cuda.empty_cache()
 
 
 class Floors:
@@ -132,6 +136,7 @@ def main() -> int:
 
     config = json.loads((args.folder / "config.json").read_text())
     rates = machine_rates()
+    free_torch_memory()
     floors = Floors(config, rates)
     lengths = [int(n) for n in args.lengths.split(",")]
     job = Job(args.folder, max(lengths) + 128)

@@ -1,7 +1,7 @@
-"""A checkpoint of random weights in the shape of the reference job: speed does not depend on values.
+"""A checkpoint of random weights in the shape of the reference job: values do not matter to speed.
 
-InternLM2.5-7B-Chat-1M's shape (7.74 billion parameters, dynamic NTK factor 2.5 beyond 262144 tokens)
-under the Llama family's names, 15.5 GB of bfloat16. Needs torch; quick on a GPU.
+InternLM2.5-7B-Chat-1M's shape (7.74 billion parameters, dynamic NTK factor 2.5 beyond 262144
+tokens) under the Llama family's names, 15.5 GB of bfloat16. Needs torch; quick on a GPU.
 
     python benchmarks/random_model.py /dev/shm/reference-job
 """

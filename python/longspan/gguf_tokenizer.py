@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from longspan._core import CheckpointError, Unsupported
-from longspan.tokenizer import LLAMA3_WORDS, QWEN2_WORDS
+from longspan.fast_tokenizer import LLAMA3_WORDS, QWEN2_WORDS
 
 if TYPE_CHECKING:
     from longspan.gguf import Metadata

@@ -12,7 +12,8 @@ import pytest
 import tokenizers
 from conftest import write_byte_tokenizer
 from longspan import CheckpointError, InvalidArgument
-from longspan.tokenizer import LLAMA3_WORDS, QWEN2_WORDS, Tokenizer
+from longspan.fast_tokenizer import LLAMA3_WORDS, QWEN2_WORDS, FastTokenizer
+from longspan.tokenizer import Tokenizer
 from probes import PROBES
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
@@ -74,13 +75,13 @@ def test_ids_of_pieces_are_those_of_the_whole(name: str) -> None:
     model = trained(SPLITTERS[name])
     for seed in range(3):
         text = scrambled(100_000, seed)
-        assert Tokenizer(model).encode(text) == model.encode(text).ids
+        assert FastTokenizer(model).encode(text) == model.encode(text).ids
 
 
 def test_long_text_is_framed_once() -> None:
     frame = processors.TemplateProcessing(single="<s> $A <s>", special_tokens=[("<s>", 0)])
     model = trained(GPT2, post_processor=frame)
-    tokenizer = Tokenizer(model, {"bos_token": "<s>"})
+    tokenizer = FastTokenizer(model, {"bos_token": "<s>"})
     assert tokenizer.encode(PROSE) == model.encode(PROSE).ids
     assert tokenizer.encode(PROSE, add_bos=False) == model.encode(PROSE).ids[1:]
     assert (
@@ -94,7 +95,7 @@ def test_a_token_that_swallows_spaces_keeps_text_whole() -> None:
     model = trained(GPT2, normalizer=normalizers.NFC())
     model.add_tokens([tokenizers.AddedToken("the", rstrip=True)])
     text = "the cat " * 5000
-    assert Tokenizer(model).encode(text) == model.encode(text).ids
+    assert FastTokenizer(model).encode(text) == model.encode(text).ids
 
 
 def test_smollm2_is_what_transformers_makes_of_the_same_files(smollm2_dir: Path) -> None:

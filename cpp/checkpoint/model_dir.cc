@@ -44,8 +44,7 @@ void fail_without_weights(const std::string& model_dir) {
   } else if (const std::string bin = file_with(model_dir, ".bin"); !bin.empty()) {
     got = bin;
     remedy =
-        "; convert it with transformers: "
-        "AutoModelForCausalLM.from_pretrained(dir).save_pretrained(new_dir)";
+        "; longspan.pipeline reads it with use_safetensors=False, without running what it holds";
   }
   throw CheckpointError(message(model_dir,
                                 ": expected model.safetensors or model.safetensors.index.json, "

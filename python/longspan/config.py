@@ -120,6 +120,10 @@ class EngineConfig(_Options):
     rope_scaling_factor: 0 leaves the model's RoPE; >= 1 makes it dynamic NTK with that factor.
     rope_length: the length that fixes a request's RoPE: "request" (prompt + max_new_tokens),
         "prompt" (as LMDeploy), "session", "bucket" or a number of tokens.
+    revision: of a model of the hub: a branch, tag or commit.
+    download_dir: where such a model is kept, in place of huggingface_hub's cache.
+    use_safetensors: False takes the weights from torch's .bin files instead, which are read with
+        weights_only, so that none of their code runs, and converted once into the user's cache.
     hf_overrides: merged into the model's config.json.
     deterministic: the same bits whatever else runs; on a CPU always so.
     num_threads: CPU threads; None: as many as the process may use.
@@ -141,6 +145,7 @@ class EngineConfig(_Options):
     use_logn_attn: bool = False
     download_dir: str | None = None
     revision: str | None = None
+    use_safetensors: bool = True
     max_prefill_token_num: int | None = None
     devices: list[int] | None = None
     nnodes: int = 1
@@ -156,6 +161,9 @@ class EngineConfig(_Options):
         "session_len": _optional(_int(1)),
         "max_batch_size": _optional(_int(1, 2**31 - 1)),
         "cache_max_entry_count": _cache_entries,
+        "download_dir": _optional(_str),
+        "revision": _optional(_str),
+        "use_safetensors": _bool,
         "cache_block_seq_len": _int(1, 2**31 - 1),
         "rope_scaling_factor": _number(lambda v: v == 0 or v >= 1, "0 or a number >= 1"),
         "max_prefill_token_num": _optional(_int(1)),
@@ -166,11 +174,19 @@ class EngineConfig(_Options):
         "num_threads": _optional(_int(1, 2**31 - 1)),
     }
 
+    #: Where the model comes from, which is no matter of the engine's.
+    _source: ClassVar[tuple[str, ...]] = ("revision", "download_dir", "use_safetensors")
+
+    def source(self) -> dict[str, Any]:
+        """The options of resolve_model()."""
+        self.check()
+        return {name: getattr(self, name) for name in self._source}
+
     def native(self) -> _core.EngineConfig:
         """The same options in the engine's terms; what is None is left to the engine. Every option
-        that works has the engine's name for it."""
+        that works and is not of source() has the engine's name for it."""
         self.check()
-        given = {name: getattr(self, name) for name in self._checks}
+        given = {name: getattr(self, name) for name in self._checks if name not in self._source}
         options = {name: value for name, value in given.items() if value is not None}
         options["hf_overrides"] = _to_json(self.hf_overrides or {})
         return _core.EngineConfig(**options)

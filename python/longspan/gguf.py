@@ -7,10 +7,8 @@ metadata. A few rows at a time are in memory.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longspan._core import CapacityError, CheckpointError, Unsupported
+from longspan.cache import cached_dir
 from longspan.gguf_tokenizer import write_tokenizer
 
 # Part of the cache's key: raise it when the files written change.
@@ -129,25 +128,10 @@ class _Tensor:
 
 
 def cached_model_dir(path: str | Path, progress: Progress | None = None) -> Path:
-    """The model directory of a GGUF file, converted first if it is not in the cache yet:
-    $XDG_CACHE_HOME/longspan/gguf, else ~/.cache/longspan/gguf."""
+    """The model directory of a GGUF file, converted first if it is not in the cache yet."""
     path = Path(path)
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longspan" / "gguf"
-    root.mkdir(parents=True, exist_ok=True)
-    target = root / f"{path.stem}-{_fingerprint(path)}"
-    if target.exists():
-        return target
-    with open(root / f"{target.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits and finds the work done
-        if not target.exists():
-            partial = root / f"{target.name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            try:
-                convert(path, partial, progress)
-                partial.rename(target)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    return target
+    name = f"{path.stem}-{_fingerprint(path)}"
+    return cached_dir("gguf", name, lambda target: convert(path, target, progress))
 
 
 def convert(path: str | Path, model_dir: str | Path, progress: Progress | None = None) -> None:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from longspan._core import CheckpointError, Unsupported
+from longspan._core import CheckpointError
 from longspan.progress import Bar
 
 
-def resolve_model(model: str | os.PathLike[str]) -> Path:
-    """A directory is itself; a GGUF file is converted into the user's cache the first time.
+def resolve_model(
+    model: str | os.PathLike[str],
+    revision: str | None = None,
+    download_dir: str | None = None,
+    use_safetensors: bool = True,
+) -> Path:
+    """A directory is itself; a GGUF file, and with use_safetensors=False a directory with torch's
+    .bin files, is converted into the user's cache the first time; "organisation/name" is a model of
+    the Hugging Face hub, where revision and download_dir matter.
 
-    Throws CheckpointError when there is no such path, Unsupported for a Hugging Face hub id.
+    Throws CheckpointError when there is no such model.
     """
     path = Path(model).expanduser()
-    if path.is_dir():
-        return path
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise CheckpointError(f"{path}: expected a model directory or a .gguf file")
@@ -24,6 +29,19 @@ def resolve_model(model: str | os.PathLike[str]) -> Path:
 
         with Bar(f"Converting {path.name}", "MB") as bar:
             return cached_model_dir(path, lambda done, total: bar.update(done / 1e6, total / 1e6))
-    if str(model).count("/") == 1 and not path.parent.exists():
-        raise Unsupported(f"{model}: expected a directory or GGUF file; hub ids come later")
-    raise CheckpointError(f"{path}: expected a model directory or a .gguf file, got nothing there")
+    if not path.is_dir():
+        from longspan import hub
+
+        if not hub.is_repo_id(str(model)) or path.parent.exists():
+            raise CheckpointError(
+                f"{path}: expected a model directory or a .gguf file, got nothing there"
+            )
+        path = hub.download(str(model), revision, download_dir, use_safetensors)
+    if use_safetensors:
+        return path
+    from longspan import torch_weights
+
+    with Bar(f"Converting {path.name}", "MB") as bar:
+        return torch_weights.cached_model_dir(
+            path, lambda done, total: bar.update(done / 1e6, total / 1e6)
+        )

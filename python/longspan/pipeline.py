@@ -45,7 +45,8 @@ def pipeline(
 ) -> Pipeline:
     """Loads a model, and returns what answers prompts with it.
 
-    model: a Hugging Face model directory or a GGUF file.
+    model: a Hugging Face model directory, a GGUF file, or the id of a model on the Hugging Face
+        hub, "organisation/name".
     chat_template_config: a chat template in place of the model's own: the path of a jinja file,
         or {"chat_template": text}, or an object with that attribute.
     hf_overrides: merged into the model's config.json, as EngineConfig.hf_overrides.
@@ -70,7 +71,7 @@ class Pipeline:
         _log_at(log_level)
         config = _engine_config(backend_config, hf_overrides)
         native = config.native()
-        model_dir = resolve_model(model)
+        model_dir = resolve_model(model, **config.source())
         self.tokenizer = Tokenizer.from_dir(model_dir)
         special = self.tokenizer.special_tokens
         self.chat_template = (

@@ -25,8 +25,6 @@ NOT_YET = {
         "enable_prefix_caching": True,
         "use_logn_attn": True,
         "model_format": "awq",
-        "revision": "main",
-        "download_dir": "/tmp",
         "devices": [0, 1],
         "nnodes": 2,
     },

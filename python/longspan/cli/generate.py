@@ -9,11 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from longspan._core import InvalidArgument
-from longspan.cli.options import Json, Model, command_line, engine_options
+from longspan.cli.options import SOURCE, Json, Model, command_line, engine_options
 from longspan.config import EngineConfig, GenerationConfig
 
 
-@engine_options("session_len", "rope_scaling_factor", "rope_length", "dtype", "num_threads")
+@engine_options(
+    "session_len", "rope_scaling_factor", "rope_length", "dtype", "num_threads", *SOURCE
+)
 def generate(
     context: typer.Context,
     model: Model,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from longspan.cli.options import SOURCE
 from longspan.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ JsonLines = Annotated[
 Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the results: a PNG.")]
 
 #: The engine options of every evaluation, besides the factors.
-ENGINE = ("rope_length", "dtype", "num_threads")
+ENGINE = ("rope_length", "dtype", "num_threads", *SOURCE)
 
 
 @dataclass(frozen=True)

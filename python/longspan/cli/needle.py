@@ -10,7 +10,7 @@ import typer
 
 from longspan._core import InvalidArgument
 from longspan.cli import grid
-from longspan.cli.options import Json, Model, command_line, engine_options
+from longspan.cli.options import Json, Model, command_line, engine_options, resolve
 
 
 @engine_options(*grid.ENGINE)
@@ -52,7 +52,6 @@ def needle(
     from longspan.eval import axes, text
     from longspan.eval import needle as evaluation
     from longspan.eval.record import sha256_of_text
-    from longspan.model_path import resolve_model
     from longspan.tokenizer import Tokenizer
 
     output = grid.Output(json, jsonl, plot)
@@ -61,7 +60,7 @@ def needle(
     percents = grid.depths(depths, num_depths) or axes.even_depths(5)
     own = _own(needle, question, answer, rounds)
     source = text.from_file(haystack) if haystack else text.python_documentation()
-    model_dir = resolve_model(model)
+    model_dir = resolve(model, options)
     engines.check_memory(model_dir)
     tokenizer = Tokenizer.from_dir(model_dir)
     template = None if raw else ChatTemplate.from_dir(model_dir, tokenizer.special_tokens)

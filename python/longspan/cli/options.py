@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -39,14 +40,31 @@ _ENGINE: dict[str, Any] = {
     "max_batch_size": Annotated[
         int | None, typer.Option(help="Sequences that run at once. Default: 8.")
     ],
+    "revision": Annotated[
+        str | None, typer.Option(help="Of a model of the hub: a branch, tag or commit.")
+    ],
+    "use_safetensors": Annotated[
+        bool | None,
+        typer.Option(
+            "--use-safetensors/--no-safetensors",
+            help="Where the weights are; without, torch's .bin files are read, never run.",
+        ),
+    ],
     "cache_max_entry_count": Annotated[
         float | None,
         typer.Option(help="KV cache: a fraction of the free memory or a number of blocks."),
     ],
 }
 
+#: The options that say where a model comes from.
+SOURCE = ("revision", "use_safetensors")
+
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A Hugging Face model directory or a GGUF file.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A Hugging Face model directory, a GGUF file or a hub id, organisation/name.",
+    ),
 ]
 Json = Annotated[
     str | None,
@@ -83,6 +101,14 @@ def engine_options(*names: str) -> Callable[[Callable[..., None]], Callable[...,
         return wrapped
 
     return decorate
+
+
+def resolve(model: str, options: dict[str, Any]) -> Path:
+    """The directory of a model; takes those of SOURCE out of the options. Throws as
+    resolve_model."""
+    from longspan.model_path import resolve_model
+
+    return resolve_model(model, **{name: options.pop(name) for name in SOURCE if name in options})
 
 
 def command_line(context: typer.Context) -> list[str]:

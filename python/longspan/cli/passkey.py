@@ -10,7 +10,7 @@ import typer
 
 from longspan._core import InvalidArgument
 from longspan.cli import grid
-from longspan.cli.options import Json, Model, command_line, engine_options
+from longspan.cli.options import Json, Model, command_line, engine_options, resolve
 
 
 @engine_options(*grid.ENGINE)
@@ -44,7 +44,6 @@ def passkey(
     """  # noqa: E501
     from longspan.eval import axes
     from longspan.eval import passkey as evaluation
-    from longspan.model_path import resolve_model
     from longspan.tokenizer import Tokenizer
 
     output = grid.Output(json, jsonl, plot)
@@ -56,7 +55,7 @@ def passkey(
     if plot and percents is None:
         raise InvalidArgument("plot: expected --depths or several --lengths to draw, got neither")
     engines = grid.Engines.of(counts, rope_scaling_factor, options, fixed=percents is not None)
-    model_dir = resolve_model(model)
+    model_dir = resolve(model, options)
     engines.check_memory(model_dir)
     # The shortest fits.
     evaluation.build_prompt(Tokenizer.from_dir(model_dir), counts[0], evaluation.KEY_END, 0.0)

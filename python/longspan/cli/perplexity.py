@@ -10,7 +10,7 @@ import typer
 
 from longspan._core import InvalidArgument
 from longspan.cli import grid
-from longspan.cli.options import Json, Model, command_line, engine_options
+from longspan.cli.options import Json, Model, command_line, engine_options, resolve
 
 
 @engine_options(*grid.ENGINE)
@@ -50,7 +50,6 @@ def ppl(
     """  # noqa: E501
     from longspan.eval import axes, perplexity, text
     from longspan.eval.record import sha256_of_text
-    from longspan.model_path import resolve_model
     from longspan.tokenizer import Tokenizer
 
     output = grid.Output(json, jsonl, plot)
@@ -64,7 +63,7 @@ def ppl(
     fixed = form == "sliding" or len(counts) > 1
     engines = grid.Engines.of(counts, rope_scaling_factor, options, fixed)
     source = text.from_file(file) if file else text.python_documentation()
-    model_dir = resolve_model(model)
+    model_dir = resolve(model, options)
     ids = Tokenizer.from_dir(model_dir).encode(source.text)
     total = counts[-1] * windows
     perplexity.cut(ids, counts[-1], windows)

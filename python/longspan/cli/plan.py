@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from longspan._core import plan_memory
-from longspan.cli.options import Json, Model, engine_options
+from longspan.cli.options import SOURCE, Json, Model, engine_options
 from longspan.config import EngineConfig
 from longspan.model_path import resolve_model
 
@@ -32,7 +32,7 @@ _FIELDS = (
 )
 
 
-@engine_options("session_len", "max_batch_size", "cache_max_entry_count", "dtype")
+@engine_options("session_len", "max_batch_size", "cache_max_entry_count", "dtype", *SOURCE)
 def plan(model: Model, json: Json = None, *, options: dict[str, Any]) -> None:
     """Say what memory a session length takes, without loading the weights.
 
@@ -42,7 +42,8 @@ def plan(model: Model, json: Json = None, *, options: dict[str, Any]) -> None:
 
         longspan plan MODEL --session-len 1000000 --max-batch-size 1
     """
-    result = plan_memory(str(resolve_model(model)), EngineConfig(**options).native())
+    config = EngineConfig(**options)
+    result = plan_memory(str(resolve_model(model, **config.source())), config.native())
     if json is not None:
         fields = {name: getattr(result, name) for name in _FIELDS}
         text = jsonlib.dumps({"model": model, "options": options} | fields, indent=2) + "\n"

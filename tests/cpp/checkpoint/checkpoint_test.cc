@@ -128,7 +128,7 @@ TEST_F(CheckpointTest, RefusesHostileIndexes) {
 TEST_F(CheckpointTest, SaysWhatIsMissing) {
   expect_refused("expected model.safetensors or model.safetensors.index.json, got neither");
   dir_.write("pytorch_model.bin", "x");
-  expect_refused("got pytorch_model.bin; convert it with transformers");
+  expect_refused("got pytorch_model.bin; longspan.pipeline reads it with use_safetensors=False");
   dir_.write("m.gguf", "x");
   expect_refused("got m.gguf; give longspan.pipeline the path of that file");
   expect_throw<CheckpointError>([&] { Checkpoint::open(dir_.path() + "/absent"); },

@@ -71,6 +71,13 @@ class Backend {
   /// A float32 vector.
   virtual Buffer pack_vector(const WeightView& vector) = 0;
 
+  // ---- the cache ----
+
+  /// Copies the keys and values of the first `tokens` tokens of block `from`, of all layers and
+  /// heads, to block `to`, whose other tokens then count as not yet appended.
+  /// from != to; 0 < tokens <= block_len.
+  virtual void copy_kv_block(const KvCache& cache, int32_t from, int32_t to, int64_t tokens) = 0;
+
   // ---- the step ----
 
   virtual std::unique_ptr<StepPlan> make_step_plan(const StepLimits& limits,

@@ -99,7 +99,11 @@ void bind_facts(py::module_& m) {
       .field("total_blocks", &EngineMetrics::total_blocks)
       .field("steps", &EngineMetrics::steps)
       .field("prefilled_tokens", &EngineMetrics::prefilled_tokens)
-      .field("generated_tokens", &EngineMetrics::generated_tokens);
+      .field("generated_tokens", &EngineMetrics::generated_tokens)
+      .field("cached_blocks", &EngineMetrics::cached_blocks)
+      .field("prefix_hit_tokens", &EngineMetrics::prefix_hit_tokens)
+      .field("prefix_miss_tokens", &EngineMetrics::prefix_miss_tokens)
+      .field("prefix_evictions", &EngineMetrics::prefix_evictions);
 
   ResultClass<ModelInfo>(m, "ModelInfo", "Facts about the loaded model.")
       .field("architecture", &ModelInfo::architecture)

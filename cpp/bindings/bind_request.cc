@@ -115,6 +115,7 @@ void bind_output(py::module_& m) {
           [](const OutputView& self) { return finish_reason_name(self.output->finish_reason); })
       .property("stop_token_id", output_field(&RequestOutput::stop_token_id))
       .property("input_token_len", output_field(&RequestOutput::input_token_len))
+      .property("cached_tokens", output_field(&RequestOutput::cached_tokens))
       .property("rope_profile", output_field(&RequestOutput::rope_profile))
       .property("seed", output_field(&RequestOutput::seed))
       .property("nll_sum", output_field(&RequestOutput::nll_sum))

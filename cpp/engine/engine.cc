@@ -3,6 +3,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <thread>
 #include <utility>
@@ -136,18 +137,27 @@ class Engine::Impl {
                   decoder_limits(impl.config_, backend->traits())),
           cache(make_cache(impl.config_, impl.model_, *backend, impl.plan_)),
           pool(impl.plan_.num_blocks),
-          scheduler(pool, impl.config_.cache_block_seq_len, impl.config_.max_batch_size,
-                    impl.config_.max_prefill_token_num),
+          scheduler(pool, make_prefix_cache(impl.config_), impl.config_.cache_block_seq_len,
+                    impl.config_.max_batch_size, impl.config_.max_prefill_token_num),
           cost(impl.model_, backend->traits().flops_per_second),
           runner(impl.model_, *backend, decoder, cache,
                  decoder_limits(impl.config_, backend->traits()).max_logit_rows,
                  [&impl] { return impl.closing_.load(); }) {}
+
+    PrefixCache* make_prefix_cache(const EngineConfig& config) {
+      if (!config.enable_prefix_caching) return nullptr;
+      return &prefix_cache.emplace(pool, config.cache_block_seq_len,
+                                   [this](int32_t from, int32_t to, int64_t tokens) {
+                                     backend->copy_kv_block(cache, from, to, tokens);
+                                   });
+    }
 
     std::unique_ptr<Backend> backend;
     std::unique_ptr<Communicator> communicator;
     Decoder decoder;
     KvCache cache;
     BlockPool pool;
+    std::optional<PrefixCache> prefix_cache;
     Scheduler scheduler;
     StepCost cost;
     StepRunner runner;
@@ -192,6 +202,9 @@ class Engine::Impl {
     for (const auto& [sequence, count] : step) {
       flops += l.cost.flops(count, sequence->num_computed);
       (sequence->in_prefill() ? gained.prefilled_tokens : gained.generated_tokens) += count;
+      if (l.prefix_cache && sequence->in_prefill() && !sequence->state->scores_prompt()) {
+        gained.prefix_miss_tokens += count;
+      }
     }
     const auto begin = std::chrono::steady_clock::now();
     try {
@@ -203,10 +216,12 @@ class Engine::Impl {
     }
     const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - begin;
     l.cost.measured(flops, spent.count());
+    l.scheduler.publish(step);
     const std::lock_guard lock(mutex_);
     ++metrics_.steps;
     metrics_.prefilled_tokens += gained.prefilled_tokens;
     metrics_.generated_tokens += gained.generated_tokens;
+    metrics_.prefix_miss_tokens += gained.prefix_miss_tokens;
   }
 
   void publish() {
@@ -214,6 +229,9 @@ class Engine::Impl {
     metrics_.waiting = loaded_->scheduler.num_waiting();
     metrics_.running = loaded_->scheduler.num_running();
     metrics_.free_blocks = loaded_->pool.num_available();
+    metrics_.cached_blocks = loaded_->pool.num_kept();
+    metrics_.prefix_hit_tokens = loaded_->scheduler.num_hit_tokens();
+    if (loaded_->prefix_cache) metrics_.prefix_evictions = loaded_->prefix_cache->num_evicted();
   }
 
   const ModelConfig model_;

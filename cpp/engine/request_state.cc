@@ -30,6 +30,14 @@ void RequestState::start() {
   output_.queue_s = seconds(started_ - submitted_);
 }
 
+void RequestState::skip_prefill(int64_t tokens, double work) {
+  const std::lock_guard lock(mutex_);
+  output_.cached_tokens += tokens;
+  prefill_done_ += tokens;
+  prefill_work_ += work;
+  skipped_work_ += work;
+}
+
 void RequestState::set_prefill(int64_t tokens, double work) {
   const std::lock_guard lock(mutex_);
   // A pass that was abandoned repeats its layers; progress never goes back.
@@ -86,6 +94,11 @@ void RequestState::fail(std::exception_ptr error) {
   end_locked();
 }
 
+bool RequestState::failed() {
+  const std::lock_guard lock(mutex_);
+  return error_ != nullptr;
+}
+
 bool RequestState::wait_for(std::chrono::milliseconds timeout) {
   std::unique_lock lock(mutex_);
   return moved_.wait_for(lock, timeout, [this] { return finished(); });
@@ -127,11 +140,13 @@ Progress RequestState::progress() {
   p.prefill_total = lengths.prompt;
   p.generated = static_cast<int64_t>(output_.token_ids.size());
   p.elapsed_s = seconds(now - submitted_);
-  if (started_ == Clock::time_point{} || prefill_done_ == 0) return p;
+  const int64_t computed = prefill_done_ - output_.cached_tokens;
+  if (started_ == Clock::time_point{} || computed == 0) return p;
   const bool prefilled = prefilled_ != Clock::time_point{};
   const double spent = std::max(seconds((prefilled ? prefilled_ : now) - started_), 1e-9);
-  p.tokens_per_s = static_cast<double>(prefill_done_) / spent;
-  p.eta_s = prefilled ? 0.0 : spent * (1.0 - prefill_work_) / std::max(prefill_work_, 1e-9);
+  p.tokens_per_s = static_cast<double>(computed) / spent;
+  const double work = std::max(prefill_work_ - skipped_work_, 1e-9);
+  p.eta_s = prefilled ? 0.0 : spent * (1.0 - prefill_work_) / work;
   return p;
 }
 

@@ -27,10 +27,16 @@ class RequestState {
   const std::shared_ptr<const RopeProfile> profile;
   const uint64_t seed;
 
+  /// Whether every row of the prompt is scored, so that none can be left to the prefix cache.
+  bool scores_prompt() const { return request.kind == RequestKind::kScore || request.token_nll; }
+
   // ---- the engine's side ----
 
   /// The first step that holds the request begins.
   void start();
+  /// Another `tokens` of the prompt need no computing, which is `work` of [0, 1] of the prefill's
+  /// arithmetic.
+  void skip_prefill(int64_t tokens, double work);
   /// tokens of the prompt are done, which is `work` of [0, 1] of the prefill's arithmetic.
   void set_prefill(int64_t tokens, double work);
   /// logprobs: [1 + GenerationConfig::logprobs], or none.
@@ -40,6 +46,7 @@ class RequestState {
   void finish(FinishReason reason, std::optional<int32_t> stop_token_id = std::nullopt);
   void fail(std::exception_ptr error);
   bool finished() const { return finished_; }
+  bool failed();  ///< finished by fail()
   bool cancelled() const { return cancelled_; }
 
   // ---- the handle's side; see RequestHandle ----
@@ -72,6 +79,7 @@ class RequestState {
   Clock::time_point ended_{};      // epoch: not yet
   int64_t prefill_done_ = 0;
   double prefill_work_ = 0.0;
+  double skipped_work_ = 0.0;  // of prefill_work_
 };
 
 }  // namespace longspan

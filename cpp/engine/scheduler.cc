@@ -5,29 +5,55 @@
 
 namespace longspan {
 
-void Scheduler::admit() {
+void Scheduler::admit(const StepCost& cost) {
   while (!waiting_.empty() && num_running() < max_batch_size_) {
     Sequence& next = *waiting_.front();
+    std::vector<int32_t> shared;
+    if (prefix_cache_ != nullptr) shared = prefix_cache_->match(next);
     std::optional<BlockTable> blocks =
-        BlockTable::reserve(pool_, block_len_, next.state->lengths.total());
+        BlockTable::reserve(pool_, block_len_, next.state->lengths.total(), shared);
     if (!blocks) return;  // later arrivals wait behind it, or a long request might never start
     next.blocks.emplace(std::move(*blocks));
+    next.num_published = std::ssize(shared);
+    next.num_computed = next.num_published * block_len_;
     next.state->start();
+    count_hit(next, 0, cost);
     running_.push_back(std::move(waiting_.front()));
     waiting_.pop_front();
   }
 }
 
+void Scheduler::count_hit(const Sequence& sequence, int64_t from, const StepCost& cost) {
+  const int64_t tokens = sequence.num_computed - from;
+  if (tokens == 0) return;
+  num_hit_tokens_ += tokens;
+  sequence.state->skip_prefill(
+      tokens, cost.flops(tokens, from) / cost.flops(sequence.state->lengths.prompt, 0));
+}
+
+bool Scheduler::reuse(Sequence& sequence, const std::vector<ScheduledSequence>& step,
+                      const StepCost& cost) {
+  if (prefix_cache_ == nullptr) return true;
+  const int64_t from = sequence.num_computed;
+  prefix_cache_->reuse_whole(sequence);
+  const bool waits = std::any_of(step.begin(), step.end(), [&](const ScheduledSequence& other) {
+    return prefix_cache_->will_fill_next_block_of(sequence, *other.sequence, other.num_tokens);
+  });
+  if (!waits) prefix_cache_->reuse_part(sequence);
+  count_hit(sequence, from, cost);
+  return !waits;
+}
+
 std::vector<ScheduledSequence> Scheduler::schedule(const StepCost& cost) {
-  admit();
+  admit(cost);
   std::vector<ScheduledSequence> step;
   int64_t budget = max_prefill_tokens_;
   for (const auto& sequence : running_) {
     int64_t tokens = 1;
     if (sequence->in_prefill()) {
+      if (budget == 0 || !reuse(*sequence, step, cost)) continue;
       const int64_t wanted =
           std::min(sequence->state->lengths.prompt - sequence->num_computed, budget);
-      if (wanted == 0) continue;
       tokens = cost.fitting_tokens(wanted, sequence->num_computed);
       // Fewer than wanted fill the step's time; a later prompt in it would overrun.
       budget = tokens < wanted ? 0 : budget - tokens;
@@ -38,8 +64,22 @@ std::vector<ScheduledSequence> Scheduler::schedule(const StepCost& cost) {
   return step;
 }
 
+void Scheduler::publish(const std::vector<ScheduledSequence>& step) {
+  if (prefix_cache_ == nullptr) return;
+  for (const ScheduledSequence& part : step) {
+    if (!part.sequence->state->failed()) prefix_cache_->publish(*part.sequence);
+  }
+}
+
 void Scheduler::remove_if(const std::function<bool(const Sequence&)>& matches) {
-  const auto gone = [&](const std::unique_ptr<Sequence>& sequence) { return matches(*sequence); };
+  const auto gone = [&](const std::unique_ptr<Sequence>& sequence) {
+    if (!matches(*sequence)) return false;
+    // What a failed sequence has cached may be no numbers.
+    if (prefix_cache_ != nullptr && sequence->blocks && !sequence->state->failed()) {
+      prefix_cache_->retire(*sequence);
+    }
+    return true;
+  };
   std::erase_if(waiting_, gone);
   std::erase_if(running_, gone);
 }

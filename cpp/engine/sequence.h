@@ -19,6 +19,7 @@ struct Sequence {
   std::shared_ptr<RequestState> state;
   std::vector<int32_t> tokens;       ///< prompt, then generated
   int64_t num_computed = 0;          ///< tokens whose keys and values are in the cache
+  int64_t num_published = 0;         ///< leading blocks that are in the prefix cache
   std::optional<BlockTable> blocks;  ///< from admission on
   std::optional<LogitEdits> edits;   ///< from the first token on, where there are any
 

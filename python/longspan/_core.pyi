@@ -48,6 +48,7 @@ class EngineConfig:
     max_batch_size: int
     cache_max_entry_count: float
     cache_block_seq_len: int
+    enable_prefix_caching: bool
     max_prefill_token_num: int
     rope_scaling_factor: float
     rope_length: str | int
@@ -102,6 +103,7 @@ class RequestOutput:
     finish_reason: str  # "stop", "length", "context_full", "cancelled"
     stop_token_id: int | None
     input_token_len: int
+    cached_tokens: int
     rope_profile: RopeProfile
     seed: int
     nll_sum: float
@@ -143,6 +145,10 @@ class EngineMetrics:
     steps: int
     prefilled_tokens: int
     generated_tokens: int
+    cached_blocks: int
+    prefix_hit_tokens: int
+    prefix_miss_tokens: int
+    prefix_evictions: int
 
 class ModelInfo:
     architecture: str

@@ -116,6 +116,8 @@ class EngineConfig(_Options):
     max_batch_size: sequences running at once; None: 8.
     cache_max_entry_count: KV cache as a fraction of free memory, or a number of blocks.
     cache_block_seq_len: tokens per KV block: 64, 128 or 256.
+    enable_prefix_caching: prompts that begin alike under the same RoPE compute that part once;
+        blocks stay cached until others need the room.
     max_prefill_token_num: most prompt tokens in one step; None: the device's best.
     rope_scaling_factor: 0 leaves the model's RoPE; >= 1 makes it dynamic NTK with that factor.
     rope_length: the length that fixes a request's RoPE: "request" (prompt + max_new_tokens),
@@ -165,6 +167,7 @@ class EngineConfig(_Options):
         "revision": _optional(_str),
         "use_safetensors": _bool,
         "cache_block_seq_len": _int(1, 2**31 - 1),
+        "enable_prefix_caching": _bool,
         "rope_scaling_factor": _number(lambda v: v == 0 or v >= 1, "0 or a number >= 1"),
         "max_prefill_token_num": _optional(_int(1)),
         "hf_overrides": _optional(_dict),

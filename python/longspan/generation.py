@@ -164,6 +164,7 @@ class Generation:
         tokens = output.input_token_len + response.generate_token_len
         response.context_full = self._cut is None and output.finish_reason == "context_full"
         response.beyond_native = beyond_native(output.rope_profile, tokens)
+        response.cached_tokens = output.cached_tokens
         response.seed = output.seed
         response.rope_profile = output.rope_profile
         response.timings = Timings.of(output)

@@ -34,7 +34,7 @@ class Timings:
             output.queue_s,
             output.prefill_s,
             output.decode_s,
-            output.input_token_len,
+            output.input_token_len - output.cached_tokens,
             max(len(output.token_ids) - 1, 0),
         )
 
@@ -76,6 +76,8 @@ class Response:
     context_full: bool = False
     #: Tokens beyond the model's trained length, without any RoPE scaling, took part.
     beyond_native: bool = False
+    #: Tokens of the prompt whose keys and values came from the prefix cache.
+    cached_tokens: int = 0
     #: What sampling used; repeats the text when given as random_seed.
     seed: int = 0
     rope_profile: RopeProfile | None = None
@@ -111,6 +113,8 @@ class Response:
             lines.append("context_full=True")
         if self.beyond_native:
             lines.append("beyond_native=True")
+        if self.cached_tokens:
+            lines.append(f"cached_tokens={self.cached_tokens}")
         if self.rope_profile is not None:
             profile = self.rope_profile
             lines.append(f"rope={profile.type}, factor {profile.factor:g}, length {profile.length}")

@@ -22,7 +22,6 @@ NOT_YET = {
         "tp": 2,
         "dp": 2,
         "quant_policy": 8,
-        "enable_prefix_caching": True,
         "use_logn_attn": True,
         "model_format": "awq",
         "devices": [0, 1],
@@ -63,6 +62,7 @@ BAD = [
     (EngineConfig, "rope_scaling_factor", math.inf, "0 or a number >= 1, got inf"),
     (EngineConfig, "rope_length", "prompts", '"request", "prompt", .*, got \'prompts\''),
     (EngineConfig, "rope_length", 0, "an integer > 0"),
+    (EngineConfig, "enable_prefix_caching", None, "True or False, got None"),
     (EngineConfig, "deterministic", 1, "True or False, got 1"),
     (EngineConfig, "num_threads", 0, "an integer"),
     (EngineConfig, "dtype", None, "a string, got None"),
@@ -124,6 +124,7 @@ def test_defaults_are_lmdeploys() -> None:
     assert (engine.dtype, engine.tp, engine.session_len) == ("auto", 1, None)
     assert (engine.cache_max_entry_count, engine.cache_block_seq_len) == (0.8, 64)
     assert (engine.rope_scaling_factor, engine.quant_policy) == (0.0, 0)
+    assert not engine.enable_prefix_caching
 
 
 def test_engine_options_reach_the_engine() -> None:

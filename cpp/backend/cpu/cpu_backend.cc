@@ -1,6 +1,7 @@
 #include "backend/cpu/cpu_backend.h"
 
 #include "backend/cpu/attention.h"
+#include "backend/cpu/copy_kv_block.h"
 #include "backend/cpu/kv_tiles.h"
 #include "backend/cpu/linear.h"
 #include "backend/cpu/log_probabilities.h"
@@ -54,6 +55,10 @@ std::unique_ptr<PackedLinear> CpuBackend::pack_linear(std::span<const WeightView
   return std::make_unique<CpuPackedLinear>(dtype_, parts, biases);
 }
 Buffer CpuBackend::pack_vector(const WeightView& vector) { return cpu::pack_vector(vector); }
+
+void CpuBackend::copy_kv_block(const KvCache& cache, int32_t from, int32_t to, int64_t tokens) {
+  cpu::copy_kv_block(pool_, cache, dtype_, from, to, tokens);
+}
 
 std::unique_ptr<StepPlan> CpuBackend::make_step_plan(const StepLimits& limits,
                                                      const AttentionShape& shape) {

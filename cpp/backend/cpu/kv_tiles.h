@@ -34,6 +34,7 @@ class KvTiles {
         block_bytes_((shape.num_layers * num_kv_heads_ | 1) * head_bytes_) {}
 
   int64_t block_bytes() const { return block_bytes_; }
+  int64_t k_tile_bytes() const { return k_tile_bytes_; }
   int64_t v_tile_bytes() const { return v_tile_bytes_; }
 
   /// Byte offsets in the pool of a key tile of a sequence (tile: position / kKeyTile).

@@ -5,6 +5,7 @@
 #include "backend/cuda/attention_decode.h"
 #include "backend/cuda/attention_prefill_mma.h"
 #include "backend/cuda/attention_prefill_sm90.h"
+#include "backend/cuda/copy_kv_block.h"
 #include "backend/cuda/cuda_check.h"
 #include "backend/cuda/linear.h"
 #include "backend/cuda/linear_skinny.h"
@@ -127,6 +128,11 @@ Buffer CudaBackend::pack_vector(const WeightView& vector) {
   Buffer out = allocate_device(vector.cols * 4);
   stager_.copy(vector, {out.data(), DType::kF32, 1, vector.cols, vector.cols});
   return out;
+}
+
+void CudaBackend::copy_kv_block(const KvCache& cache, int32_t from, int32_t to, int64_t tokens) {
+  cudaSetDevice(facts_.device);
+  cuda::copy_kv_block(cache, from, to, tokens, stream_);
 }
 
 std::unique_ptr<StepPlan> CudaBackend::make_step_plan(const StepLimits& limits,

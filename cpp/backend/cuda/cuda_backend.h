@@ -36,6 +36,8 @@ class CudaBackend final : public Backend {
                                             std::span<const WeightView> biases) override;
   Buffer pack_vector(const WeightView& vector) override;
 
+  void copy_kv_block(const KvCache& cache, int32_t from, int32_t to, int64_t tokens) override;
+
   std::unique_ptr<StepPlan> make_step_plan(const StepLimits& limits,
                                            const AttentionShape& shape) override;
   void plan_step(StepPlan& plan, const StepInput& input, const KvCache& cache) override;

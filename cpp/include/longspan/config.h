@@ -22,8 +22,9 @@ struct EngineConfig {
   int max_batch_size = 8;  ///< sequences running at once, >= 1
   /// KV pool: a fraction (0, 1) of the free memory after weights, or an integer >= 1: blocks.
   double cache_max_entry_count = 0.8;
-  int cache_block_seq_len = 64;       ///< tokens per KV block: 64, 128 or 256
-  int64_t max_prefill_token_num = 0;  ///< most prefill tokens in one step; 0: the device's best
+  int cache_block_seq_len = 64;        ///< tokens per KV block: 64, 128 or 256
+  bool enable_prefix_caching = false;  ///< requests that begin alike share what is computed once
+  int64_t max_prefill_token_num = 0;   ///< most prefill tokens in one step; 0: the device's best
   /// 0: the config's RoPE; >= 1: dynamic NTK with that factor.
   double rope_scaling_factor = 0.0;
   RopeLength rope_length;

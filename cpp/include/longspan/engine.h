@@ -21,11 +21,17 @@ using LoadProgress = std::function<void(int64_t done_bytes, int64_t total_bytes)
 struct EngineMetrics {
   int64_t waiting = 0;
   int64_t running = 0;
-  int64_t free_blocks = 0;
+  int64_t free_blocks = 0;  ///< neither in use nor promised; blocks that are only cached included
   int64_t total_blocks = 0;
   int64_t steps = 0;  ///< forward passes completed
   int64_t prefilled_tokens = 0;
   int64_t generated_tokens = 0;
+  // Of the prefix cache; all zero without enable_prefix_caching.
+  int64_t cached_blocks = 0;       ///< known to it, in use or not
+  int64_t prefix_hit_tokens = 0;   ///< prompt tokens whose keys and values were reused
+  int64_t prefix_miss_tokens = 0;  ///< prompt tokens that were computed; scores, which never reuse
+                                   ///< any, not counted
+  int64_t prefix_evictions = 0;    ///< blocks that made room for others
 };
 
 /// Facts about the loaded model.

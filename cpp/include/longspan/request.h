@@ -41,11 +41,12 @@ enum class FinishReason {
 
 /// Where a request stands. Safe to read at any time from any thread.
 struct Progress {
-  int64_t prefill_done = 0;  ///< prompt tokens through the model; counts finished layers of a chunk
+  int64_t prefill_done = 0;   ///< prompt tokens through the model or cached; counts finished layers
+                              ///< of a chunk
   int64_t prefill_total = 0;  ///< prompt tokens
   int64_t generated = 0;      ///< tokens generated so far
   double elapsed_s = 0.0;     ///< since submission
-  double tokens_per_s = 0.0;  ///< of the prefill, since its first step
+  double tokens_per_s = 0.0;  ///< computed of the prefill, since its first step
   double eta_s = -1.0;        ///< seconds to the end of the prefill; < 0: not known yet
 };
 
@@ -58,8 +59,9 @@ struct RequestOutput {
   FinishReason finish_reason = FinishReason::kNone;
   std::optional<int32_t> stop_token_id;  ///< kStop: the token that stopped it
   int64_t input_token_len = 0;
-  RopeProfile rope_profile;  ///< the profile every token of the request was rotated with
-  uint64_t seed = 0;         ///< what sampling used
+  int64_t cached_tokens = 0;  ///< of the prompt, whose keys and values came from the prefix cache
+  RopeProfile rope_profile;   ///< the profile every token of the request was rotated with
+  uint64_t seed = 0;          ///< what sampling used
   /// kScore, or with Request::token_nll: natural-log units, position i scores input_ids[i + 1];
   /// float64 sum in order of i.
   double nll_sum = 0.0;

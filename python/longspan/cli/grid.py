@@ -127,7 +127,8 @@ class Engines:
     def identity(self) -> dict[str, Any]:
         """Of the options, those that results depend on and that cells do not tell."""
         default = "context_length" if self.fixed else EngineConfig.rope_length
-        given = {name: value for name, value in self.options.items() if name != "num_threads"}
+        free = ("num_threads", "enable_prefix_caching")  # no result depends on them
+        given = {name: value for name, value in self.options.items() if name not in free}
         return {"dtype": EngineConfig.dtype, "rope_length": default} | given
 
     def recorded(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from longspan.cli import grid
 from longspan.cli.options import Json, Model, command_line, engine_options, resolve
 
 
-@engine_options(*grid.ENGINE)
+@engine_options(*grid.ENGINE, "enable_prefix_caching")
 def needle(
     context: typer.Context,
     model: Model,

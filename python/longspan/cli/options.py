@@ -54,6 +54,13 @@ _ENGINE: dict[str, Any] = {
         float | None,
         typer.Option(help="KV cache: a fraction of the free memory or a number of blocks."),
     ],
+    "enable_prefix_caching": Annotated[
+        bool | None,
+        typer.Option(
+            "--prefix-caching/--no-prefix-caching",
+            help="Compute what prompts have in common at their beginning once. Default: off.",
+        ),
+    ],
 }
 
 #: The options that say where a model comes from.

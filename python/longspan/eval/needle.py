@@ -217,7 +217,8 @@ class Test:
             haystack_times=self._haystack.times(prompt.haystack),
             prompt_sha256=sha256_of_ids(prompt.ids),
             seconds=time.perf_counter() - begin,
-            prefill_tokens_per_s=len(prompt.ids) / response.timings.prefill_s,
+            prefill_tokens_per_s=(len(prompt.ids) - response.cached_tokens)
+            / response.timings.prefill_s,
             rope_profile=response.rope_profile,
         )
 

@@ -140,6 +140,7 @@ def ask(
         prompt_tokens=len(prompt.ids),
         prompt_sha256=sha256_of_ids(prompt.ids),
         seconds=time.perf_counter() - begin,
-        prefill_tokens_per_s=len(prompt.ids) / response.timings.prefill_s,
+        prefill_tokens_per_s=(len(prompt.ids) - response.cached_tokens)
+        / response.timings.prefill_s,
         rope_profile=response.rope_profile,
     )

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "backend/cpu/attention.h"
+#include "backend/cpu/copy_kv_block.h"
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/kv_tiles.h"
 #include "backend/cpu/rotate_append.h"
@@ -124,6 +125,12 @@ class AttentionHarness {
       }
     }
     sequences_.pop_back();
+  }
+
+  /// Copies the first `tokens` tokens of a sequence's first block to another's.
+  void copy_first_block(int64_t from, int64_t to, int64_t tokens) {
+    copy_kv_block(pool_, cache_, dtype_, sequence(from).block_table[0], sequence(to).block_table[0],
+                  tokens);
   }
 
   /// One step; returns the attention output [tokens of the step, num_heads head_dim].

@@ -42,7 +42,7 @@ using Tokens = std::vector<int64_t>;
 
 TEST(Scheduler, MixesDecodesWithChunksOfPrefill) {
   BlockPool pool(100);
-  Scheduler scheduler(pool, 64, 8, 100);
+  Scheduler scheduler(pool, nullptr, 64, 8, 100);
   const StepCost cost(tiny(), 5e10);
   scheduler.add(sequence_of(30, 5));
   scheduler.add(sequence_of(250, 5));
@@ -60,7 +60,7 @@ TEST(Scheduler, MixesDecodesWithChunksOfPrefill) {
 
 TEST(Scheduler, AdmitsInOrderOfArrivalAndOnlyWhatCanFinish) {
   BlockPool pool(10);  // 640 tokens
-  Scheduler scheduler(pool, 64, 8, 10000);
+  Scheduler scheduler(pool, nullptr, 64, 8, 10000);
   const StepCost cost(tiny(), 5e10);
   scheduler.add(sequence_of(300, 20));  // 5 blocks
   scheduler.add(sequence_of(400, 20));  // 7 blocks: waits
@@ -77,7 +77,7 @@ TEST(Scheduler, AdmitsInOrderOfArrivalAndOnlyWhatCanFinish) {
 
 TEST(Scheduler, HoldsNoMoreThanABatch) {
   BlockPool pool(10);
-  Scheduler scheduler(pool, 64, 2, 100);
+  Scheduler scheduler(pool, nullptr, 64, 2, 100);
   const StepCost cost(tiny(), 5e10);
   for (int i = 0; i < 3; ++i) scheduler.add(sequence_of(5, 5));
   EXPECT_EQ(tokens_of(scheduler.schedule(cost)), (Tokens{5, 5}));

@@ -36,6 +36,71 @@ TEST(BlockPool, RefusesBadBookkeeping) {
   EXPECT_THROW(pool.release({&id, 1}), std::logic_error);
 }
 
+/// Takes a block, keeps it and lets go of it.
+int32_t add_idle(BlockPool& pool) {
+  EXPECT_TRUE(pool.promise(1));
+  const int32_t id = pool.take();
+  pool.keep(id);
+  pool.release({&id, 1});
+  return id;
+}
+
+TEST(BlockPool, EvictsTheLeastRecentlyUsedIdleBlockAndOnlyWhenNothingIsFree) {
+  BlockPool pool(4);
+  std::vector<int32_t> evicted;
+  pool.on_evict([&](int32_t id) { evicted.push_back(id); });
+  const int32_t a = add_idle(pool);
+  const int32_t b = add_idle(pool);
+  const int32_t c = add_idle(pool);
+  EXPECT_EQ(pool.num_available(), 4);
+  EXPECT_EQ(pool.num_kept(), 3);
+  ASSERT_TRUE(pool.share(a));  // used again: now the most recent
+  pool.release({&a, 1});
+  ASSERT_TRUE(pool.promise(3));
+  pool.take();
+  EXPECT_TRUE(evicted.empty());
+  EXPECT_EQ(pool.take(), b);
+  EXPECT_EQ(pool.take(), c);
+  EXPECT_EQ(evicted, (std::vector<int32_t>{b, c}));
+  EXPECT_TRUE(pool.is_kept(a));
+  pool.check_integrity();
+}
+
+TEST(BlockPool, OfBlocksReleasedTogetherTheLastIsEvictedFirst) {
+  BlockPool pool(3);
+  std::vector<int32_t> evicted;
+  pool.on_evict([&](int32_t id) { evicted.push_back(id); });
+  ASSERT_TRUE(pool.promise(3));
+  const std::vector<int32_t> blocks{pool.take(), pool.take(), pool.take()};
+  for (const int32_t id : blocks) pool.keep(id);
+  pool.release(blocks);
+  ASSERT_TRUE(pool.promise(3));
+  for (int i = 0; i < 3; ++i) pool.take();
+  EXPECT_EQ(evicted, (std::vector<int32_t>{blocks[2], blocks[1], blocks[0]}));
+}
+
+TEST(BlockPool, SharedBlocksCountOnceAndAPromisedIdleBlockIsNotShared) {
+  BlockPool pool(3);
+  const int32_t a = add_idle(pool);
+  const int32_t b = add_idle(pool);
+  // Sharing both leaves one block, so two more cannot be promised; nothing changes.
+  const std::vector<int32_t> both{a, b};
+  EXPECT_FALSE(pool.promise(2, both));
+  EXPECT_EQ(pool.num_available(), 3);
+  ASSERT_TRUE(pool.promise(1, both));
+  EXPECT_EQ(pool.num_available(), 0);
+  EXPECT_TRUE(pool.promise(0, both));  // held already: costs nothing
+  EXPECT_EQ(pool.num_holders(a), 2);
+  pool.check_integrity();
+  pool.release(both);
+  pool.release(both);
+  ASSERT_TRUE(pool.promise(2));
+  EXPECT_FALSE(pool.share(a));  // all three are promised
+  pool.check_integrity();
+  EXPECT_THROW(pool.keep(a), std::logic_error);
+  EXPECT_THROW(pool.share(3 - a - b), std::logic_error);
+}
+
 TEST(BlockTable, GrowsByWholeBlocksAndGivesAllBack) {
   BlockPool pool(4);
   {
@@ -53,6 +118,32 @@ TEST(BlockTable, GrowsByWholeBlocksAndGivesAllBack) {
     EXPECT_EQ(moved.blocks().size(), 2U);
   }
   EXPECT_EQ(pool.num_available(), 4);
+  pool.check_integrity();
+}
+
+TEST(BlockTable, AdoptsAndReplacesWithoutBreakingItsPromise) {
+  BlockPool pool(4);
+  const int32_t a = add_idle(pool);
+  const int32_t b = add_idle(pool);
+  {
+    auto table = BlockTable::reserve(pool, 64, 4 * 64, {&a, 1});
+    ASSERT_TRUE(table);
+    EXPECT_EQ(pool.num_available(), 0);
+    table->adopt(b);
+    EXPECT_EQ(table->blocks(), (std::vector<int32_t>{a, b}));
+    pool.check_integrity();
+    table->grow_to(4 * 64);
+    EXPECT_EQ(table->blocks().size(), 4U);
+  }
+  auto table = BlockTable::reserve(pool, 64, 4 * 64);
+  ASSERT_TRUE(table);
+  table->grow_to(64);
+  table->replace(0, b);
+  EXPECT_EQ(table->blocks(), std::vector<int32_t>{b});
+  pool.check_integrity();
+  table->grow_to(4 * 64);  // evicts a; b is held
+  EXPECT_TRUE(pool.is_kept(b));
+  EXPECT_FALSE(pool.is_kept(a));
   pool.check_integrity();
 }
 

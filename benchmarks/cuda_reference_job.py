@@ -139,7 +139,7 @@ def main() -> int:
     free_torch_memory()
     floors = Floors(config, rates)
     lengths = [int(n) for n in args.lengths.split(",")]
-    job = Job(args.folder, max(lengths) + 128)
+    job = Job(args.folder, max(lengths) + 256)
     rows: list[dict[str, Any]] = []
 
     def add(name: str, value: float, unit: str, floor: float | None = None) -> None:
@@ -164,7 +164,7 @@ def main() -> int:
     add("load", job.load_s, "s")
     job.run(2048, 8)  # the first use of every kernel
     for n in lengths:
-        runs = [job.run(n, 33 if n == lengths[-1] else 1) for _ in range(args.rounds)]
+        runs = [job.run(n, 129 if n == lengths[-1] else 1) for _ in range(args.rounds)]
         add(f"prefill {n}", min(p for p, _ in runs), "s", floors.prefill(n))
         if n == lengths[-1]:
             add(f"decode at {n}", min(d for _, d in runs), "s/token", floors.decode(n))

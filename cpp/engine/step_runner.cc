@@ -113,11 +113,13 @@ bool StepRunner::run(const std::vector<ScheduledSequence>& step) {
         if (was_prefill && state.request.token_nll) score(*sequence, row, first, count);
         if (state.finished()) break;  // its scores were not finite
         if (!sequence->in_prefill() && state.lengths.max_new_tokens > 0) {
-          to_sample.push_back({sequence, row + count - 1});
+          to_sample.push_back({sequence, row + count - 1, was_prefill});
         }
         break;
     }
-    if (was_prefill) {
+    // A prefill that a token follows ends with that token: a device may be behind until then.
+    const bool awaits_token = !to_sample.empty() && to_sample.back().sequence == sequence;
+    if (was_prefill && !awaits_token) {
       state.set_prefill(sequence->num_computed, work_.flops(sequence->num_computed, 0) /
                                                     work_.flops(state.lengths.prompt, 0));
     }
@@ -179,7 +181,7 @@ void StepRunner::sample(std::vector<LogitRow> rows) {
   });
   std::vector<int64_t> indices;
   std::vector<SamplerRow> samplers;
-  for (const auto& [sequence, row] : rows) {
+  for (const auto& [sequence, row, ends_prefill] : rows) {
     const GenerationConfig& g = sequence->state->request.generation;
     if (!sequence->edits && LogitEdits::needed(g)) {
       sequence->edits.emplace(g, sequence->state->request.input_ids, config_.eos_token_ids);
@@ -198,6 +200,9 @@ void StepRunner::sample(std::vector<LogitRow> rows) {
   std::vector<int32_t> tokens(rows.size());
   const MatrixView logits = decoder_.logits(indices);
   backend_.sample(logits, samplers, tokens);
+  for (const LogitRow& row : rows) {
+    if (row.ends_prefill) row.sequence->state->set_prefill(row.sequence->num_computed, 1.0);
+  }
   const auto with_logprobs = static_cast<size_t>(asked - rows.begin());
   const std::vector<TokenLogprob> logprobs =
       log_probabilities(logits, {rows.data(), with_logprobs}, tokens);

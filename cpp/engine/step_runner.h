@@ -26,6 +26,7 @@ class StepRunner {
   struct LogitRow {
     Sequence* sequence;
     int64_t row;
+    bool ends_prefill = false;  ///< its token is the first
   };
 
   bool forward(const std::vector<ScheduledSequence>& step);

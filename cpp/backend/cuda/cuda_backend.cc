@@ -282,11 +282,33 @@ void CudaBackend::log_probabilities(const MatrixView& logits, std::span<const in
 }
 
 void CudaBackend::download(const MatrixView& in, float* out) {
+  // As many rows at a time as there is room for in float32.
+  const int64_t most = std::max<int64_t>(1, kSmallBytes / (in.cols * 4));
   const auto width = static_cast<size_t>(in.cols) * sizeof(float);
-  check_cuda(
-      cudaMemcpy2DAsync(out, width, in.data, static_cast<size_t>(in.stride) * sizeof(float), width,
-                        static_cast<size_t>(in.rows), cudaMemcpyDeviceToHost, stream_),
-      "copying to the host");
+  for (int64_t begin = 0; begin < in.rows; begin += most) {
+    MatrixView part = in.rows_from(begin, std::min(most, in.rows - begin));
+    if (in.dtype != DType::kF32) {
+      const MatrixView wide{results_.data(), DType::kF32, part.rows, part.cols, part.cols};
+      convert(part, wide, stream_);
+      part = wide;
+    }
+    check_cuda(cudaMemcpy2DAsync(out + begin * in.cols, width, part.data,
+                                 static_cast<size_t>(part.stride) * sizeof(float), width,
+                                 static_cast<size_t>(part.rows), cudaMemcpyDeviceToHost, stream_),
+               "copying to the host");
+  }
+  wait();
+}
+
+void CudaBackend::upload(const float* in, const MatrixView& out) {
+  const int64_t most = std::max<int64_t>(1, kSmallBytes / (out.cols * 4));
+  for (int64_t begin = 0; begin < out.rows; begin += most) {
+    const MatrixView part = out.rows_from(begin, std::min(most, out.rows - begin));
+    const auto count = static_cast<size_t>(part.rows * part.cols);
+    const float* device = small_.push(std::span(in + begin * out.cols, count), stream_);
+    convert({const_cast<float*>(device), DType::kF32, part.rows, part.cols, part.cols}, part,
+            stream_);
+  }
   wait();
 }
 

@@ -7,8 +7,13 @@
 namespace longspan::cuda {
 namespace {
 
-constexpr int kWarps = 8;   // of a block; they share K
-constexpr int kUnroll = 4;  // chunks under way at once: 64 bytes a lane and tile
+#ifndef LONGSPAN_SKINNY_UNROLL
+#define LONGSPAN_SKINNY_UNROLL 4
+#endif
+#ifndef LONGSPAN_SKINNY_WARPS
+#define LONGSPAN_SKINNY_WARPS 8
+#endif
+constexpr int kUnroll = LONGSPAN_SKINNY_UNROLL;  // chunks of a step
 constexpr int kChunk = 32;  // elements of K that an mma.sync pair takes: 8 a lane
 constexpr int kTileN = 16;  // outputs of an mma
 constexpr int kTileM = 8;   // rows of x of an mma
@@ -20,6 +25,17 @@ __device__ inline uint4 load_once(const __nv_bfloat16* p) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
   return v;
+}
+
+/// Blocks of a kernel that the current device holds at once.
+int resident_blocks(const void* kernel, int threads) {
+  int device = 0;
+  int sms = 0;
+  int per_sm = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, kernel, threads, 0);
+  return sms * (per_sm > 0 ? per_sm : 1);
 }
 
 struct SkinnyArgs {
@@ -35,130 +51,186 @@ struct SkinnyArgs {
   int32_t k;  // a multiple of 8
 };
 
-/// A block computes kNTiles x 16 outputs for up to kMTiles x 8 rows. The weights are the A operand
-/// of m16n8k16, x the B operand. Any order of K will do as long as both keep it, so a lane loads 8
-/// consecutive elements of a row, 16 bytes, and gives them to two products: elements 0 to 3 stand
-/// for the lane's columns 2t, 2t+1, 2t+8, 2t+9 of the first, 4 to 7 of the second.
-template <int kNTiles, int kMTiles, class Out>
-__global__ void __launch_bounds__(kWarps * 32) skinny_kernel(SkinnyArgs args) {
-  __shared__ float partial[kWarps][kNTiles * kTileN][kMTiles * kTileM + 1];
-  const int warp = threadIdx.x / 32;
-  const int group = threadIdx.x % 32 / 4;
-  const int quad = threadIdx.x % 4;
-  const int first_n = blockIdx.x * kNTiles * kTileN;
+/// A block computes kNTiles x 16 outputs at a time for up to kMTiles x 8 rows, its warps sharing K.
+/// The weights are the A operand of m16n8k16, x the B operand. Any order of K will do as long as both
+/// keep it, so a lane loads 8 consecutive elements of a row, 16 bytes, and gives them to two products:
+/// elements 0 to 3 stand for the lane's columns 2t, 2t+1, 2t+8, 2t+9 of the first, 4 to 7 of the
+/// second. While a step is multiplied the next is under way, across the ends of tiles too.
+template <int kWarps, int kNTiles, int kMTiles>
+class Skinny {
+ public:
+  static constexpr int kThreads = kWarps * 32;
+  static constexpr int kTileCols = kNTiles * kTileN;
 
-  float sums[kNTiles][kMTiles][4] = {};
-  const __nv_bfloat16* weights[kNTiles][2];
-  bool has_weight[kNTiles][2];
-#pragma unroll
-  for (int tile = 0; tile < kNTiles; ++tile) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = first_n + tile * kTileN + half * 8 + group;
-      has_weight[tile][half] = row < args.n;
-      weights[tile][half] = args.weight + (row < args.n ? row : 0) * args.weight_stride;
+  __device__ explicit Skinny(const SkinnyArgs& args)
+      : args_(args),
+        warp_(static_cast<int>(threadIdx.x / 32)),
+        group_(static_cast<int>(threadIdx.x % 32 / 4)),
+        quad_(static_cast<int>(threadIdx.x % 4)) {}
+
+  template <class Out>
+  __device__ void run() {
+    __shared__ float partial[kWarps][kTileCols][kMTiles * kTileM + 1];
+    const int num_tiles = (args_.n + kTileCols - 1) / kTileCols;
+    const int steps = (args_.k + kWarps * kStep - 1) / (kWarps * kStep);
+    let_next_kernel_start();
+    load_weights(static_cast<int>(blockIdx.x), 0);  // nobody writes them: no need to wait
+    wait_for_previous_kernel();
+    load_rows(0);
+    for (int tile = static_cast<int>(blockIdx.x); tile < num_tiles;
+         tile += static_cast<int>(gridDim.x)) {
+      float sums[kNTiles][kMTiles][4] = {};
+      for (int step = 0; step < steps; ++step) {
+        uint4 a[kUnroll][kNTiles][2];
+        uint4 b[kUnroll][kMTiles];
+        take(a, b);
+        const bool last = step + 1 == steps;
+        const int next_tile = last ? tile + static_cast<int>(gridDim.x) : tile;
+        if (next_tile < num_tiles) {
+          load_weights(next_tile, last ? 0 : step + 1);
+          load_rows(last ? 0 : step + 1);
+        }
+        multiply(a, b, sums);
+      }
+      __syncthreads();  // the tile before has been read
+      store_partial(sums, partial[warp_]);
+      __syncthreads();
+      write<Out>(tile, partial);
     }
   }
-  const __nv_bfloat16* rows[kMTiles];
-  bool has_row[kMTiles];
-#pragma unroll
-  for (int tile = 0; tile < kMTiles; ++tile) {
-    const int row = tile * kTileM + group;
-    has_row[tile] = row < args.m;
-    rows[tile] = args.x + (row < args.m ? row : 0) * args.x_stride;
+
+ private:
+  static constexpr int kStep = kChunk * kUnroll;
+
+  __device__ int64_t first_k(int step) const {
+    return int64_t{step * kWarps + warp_} * kStep + quad_ * 8;
   }
 
-  constexpr int kStep = kChunk * kUnroll;
-  const uint4 zero = {0, 0, 0, 0};
-  uint4 next[kUnroll][kNTiles]
-            [2];  // weights of the step to come, under way while one is multiplied
-  const auto load_weights = [&](int64_t base) {
+  __device__ void load_weights(int tile, int step) {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t k = base + u * kChunk + quad * 8;
+    for (int t = 0; t < kNTiles; ++t) {
 #pragma unroll
-      for (int tile = 0; tile < kNTiles; ++tile) {
+      for (int half = 0; half < 2; ++half) {
+        const int row = tile * kTileCols + t * kTileN + half * 8 + group_;
+        const __nv_bfloat16* from = args_.weight + row * args_.weight_stride + first_k(step);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          next[u][tile][half] =
-              k < args.k && has_weight[tile][half] ? load_once(weights[tile][half] + k) : zero;
+        for (int u = 0; u < kUnroll; ++u) {
+          const bool inside = row < args_.n && first_k(step) + u * kChunk < args_.k;
+          weights_[u][t][half] = inside ? load_once(from + u * kChunk) : uint4{};
         }
       }
     }
-  };
-  let_next_kernel_start();
-  load_weights(warp * kStep);  // nobody writes them, so they need not wait
-  wait_for_previous_kernel();
-  for (int64_t base = warp * kStep; base < args.k; base += kWarps * kStep) {
-    uint4 a[kUnroll][kNTiles][2];
-    uint4 b[kUnroll][kMTiles];
+  }
+
+  __device__ void load_rows(int step) {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t k = base + u * kChunk + quad * 8;
+    for (int t = 0; t < kMTiles; ++t) {
+      const int row = t * kTileM + group_;
+      const __nv_bfloat16* from = args_.x + row * args_.x_stride + first_k(step);
 #pragma unroll
-      for (int tile = 0; tile < kMTiles; ++tile) {
-        b[u][tile] =
-            k < args.k && has_row[tile] ? *reinterpret_cast<const uint4*>(rows[tile] + k) : zero;
-      }
-#pragma unroll
-      for (int tile = 0; tile < kNTiles; ++tile) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) a[u][tile][half] = next[u][tile][half];
+      for (int u = 0; u < kUnroll; ++u) {
+        const bool inside = row < args_.m && first_k(step) + u * kChunk < args_.k;
+        rows_[u][t] = inside ? *reinterpret_cast<const uint4*>(from + u * kChunk) : uint4{};
       }
     }
-    load_weights(base + kWarps * kStep);
+  }
+
+  __device__ void take(uint4 (&a)[kUnroll][kNTiles][2], uint4 (&b)[kUnroll][kMTiles]) const {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
-      for (int tile = 0; tile < kNTiles; ++tile) {
-        const uint4& top = a[u][tile][0];
-        const uint4& bottom = a[u][tile][1];
+      for (int t = 0; t < kNTiles; ++t) {
+        a[u][t][0] = weights_[u][t][0];
+        a[u][t][1] = weights_[u][t][1];
+      }
+#pragma unroll
+      for (int t = 0; t < kMTiles; ++t) b[u][t] = rows_[u][t];
+    }
+  }
+
+  __device__ static void multiply(const uint4 (&a)[kUnroll][kNTiles][2],
+                                  const uint4 (&b)[kUnroll][kMTiles],
+                                  float (&sums)[kNTiles][kMTiles][4]) {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+#pragma unroll
+      for (int t = 0; t < kNTiles; ++t) {
+        const uint4& top = a[u][t][0];
+        const uint4& bottom = a[u][t][1];
         const uint32_t first[4] = {top.x, bottom.x, top.y, bottom.y};
         const uint32_t second[4] = {top.z, bottom.z, top.w, bottom.w};
 #pragma unroll
         for (int m = 0; m < kMTiles; ++m) {
-          mma(sums[tile][m], first, b[u][m].x, b[u][m].y);
-          mma(sums[tile][m], second, b[u][m].z, b[u][m].w);
+          mma(sums[t][m], first, b[u][m].x, b[u][m].y);
+          mma(sums[t][m], second, b[u][m].z, b[u][m].w);
         }
       }
     }
   }
 
+  __device__ void store_partial(const float (&sums)[kNTiles][kMTiles][4],
+                                float (&partial)[kTileCols][kMTiles * kTileM + 1]) const {
 #pragma unroll
-  for (int tile = 0; tile < kNTiles; ++tile) {
+    for (int t = 0; t < kNTiles; ++t) {
 #pragma unroll
-    for (int m = 0; m < kMTiles; ++m) {
+      for (int m = 0; m < kMTiles; ++m) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        partial[warp][tile * kTileN + i / 2 * 8 + group][m * kTileM + quad * 2 + i % 2] =
-            sums[tile][m][i];
+        for (int i = 0; i < 4; ++i) {
+          partial[t * kTileN + i / 2 * 8 + group_][m * kTileM + quad_ * 2 + i % 2] = sums[t][m][i];
+        }
       }
     }
   }
-  __syncthreads();
-  auto* y = static_cast<Out*>(args.y);
-  for (int i = threadIdx.x; i < kNTiles * kTileN * args.m; i += blockDim.x) {
-    const int col = i % (kNTiles * kTileN);
-    const int row = i / (kNTiles * kTileN);
-    const int n = first_n + col;
-    if (n >= args.n) continue;
-    float sum = args.bias == nullptr ? 0.0f : args.bias[n];
+
+  /// Adds the warps' sums in order.
+  template <class Out>
+  __device__ void write(int tile,
+                        const float (&partial)[kWarps][kTileCols][kMTiles * kTileM + 1]) const {
+    auto* y = static_cast<Out*>(args_.y);
+    for (int i = static_cast<int>(threadIdx.x); i < kTileCols * args_.m; i += kThreads) {
+      const int col = i % kTileCols;
+      const int row = i / kTileCols;
+      const int n = tile * kTileCols + col;
+      if (n >= args_.n) continue;
+      float sum = args_.bias == nullptr ? 0.0f : args_.bias[n];
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) sum += partial[w][col][row];
-    y[row * args.y_stride + n] = static_cast<Out>(sum);
+      for (int w = 0; w < kWarps; ++w) sum += partial[w][col][row];
+      y[row * args_.y_stride + n] = static_cast<Out>(sum);
+    }
   }
+
+  const SkinnyArgs& args_;
+  const int warp_;
+  const int group_;  // of the fragments: row of A, column of B
+  const int quad_;
+  uint4 weights_[kUnroll][kNTiles][2];
+  uint4 rows_[kUnroll][kMTiles];
+};
+
+template <int kWarps, int kNTiles, int kMTiles, class Out>
+__global__ void __launch_bounds__(kWarps * 32)
+    skinny_kernel(const __grid_constant__ SkinnyArgs args) {
+  Skinny<kWarps, kNTiles, kMTiles>(args).template run<Out>();
+}
+
+template <int kWarps, int kNTiles, int kMTiles, class Out>
+void launch_as(const SkinnyArgs& args, cudaStream_t stream) {
+  // As many blocks as the device holds at once go round all tiles: none waits for another's end.
+  static const int resident = resident_blocks(
+      reinterpret_cast<const void*>(skinny_kernel<kWarps, kNTiles, kMTiles, Out>), kWarps * 32);
+  constexpr int kCols = kNTiles * kTileN;
+  const int tiles = (args.n + kCols - 1) / kCols;
+  const int rounds = (tiles + resident - 1) / resident;
+  const int blocks = (tiles + rounds - 1) / rounds;  // with the same number of tiles each
+  launch_overlapped(skinny_kernel<kWarps, kNTiles, kMTiles, Out>, static_cast<unsigned>(blocks),
+                    kWarps * 32, 0, stream, args);
 }
 
 template <int kNTiles, int kMTiles>
 void launch(const SkinnyArgs& args, DType out, cudaStream_t stream) {
-  const int cols = kNTiles * kTileN;
-  const auto blocks = static_cast<unsigned>((args.n + cols - 1) / cols);
-  if (out == DType::kF32) {
-    launch_overlapped(skinny_kernel<kNTiles, kMTiles, float>, blocks, kWarps * 32, 0, stream, args);
-  } else {
-    launch_overlapped(skinny_kernel<kNTiles, kMTiles, __nv_bfloat16>, blocks, kWarps * 32, 0,
-                      stream, args);
-  }
+  constexpr int kWarps = LONGSPAN_SKINNY_WARPS;
+  out == DType::kF32 ? launch_as<kWarps, kNTiles, kMTiles, float>(args, stream)
+                     : launch_as<kWarps, kNTiles, kMTiles, __nv_bfloat16>(args, stream);
 }
 
 }  // namespace

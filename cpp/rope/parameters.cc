@@ -37,9 +37,9 @@ std::string describe(const RopeValue* value) {
 /// A bound as people write it: 1e6, not 1e+06.
 std::string bound(double value) {
   std::string text = message(value);
-  if (const size_t at = text.find("e+0"); at != std::string::npos) text.replace(at, 3, "e");
-  if (const size_t at = text.find("e-0"); at != std::string::npos) text.replace(at, 3, "e-");
-  return text;
+  const size_t at = text.find('e');
+  if (at == std::string::npos) return text;
+  return message(text.substr(0, at), 'e', std::stoi(text.substr(at + 1)));
 }
 
 std::string range(double min, double max) {
@@ -104,9 +104,8 @@ std::optional<double> scaling_factor_or_auto(const RopeParameters& p) {
     }
     return static_cast<double>(p.native_length) / static_cast<double>(original);
   }
-  if (const auto* text = std::get_if<std::string>(value)) {
-    if (*text == "auto") return std::nullopt;
-  }
+  const auto* text = std::get_if<std::string>(value);
+  if (text != nullptr && *text == "auto") return std::nullopt;
   if (!std::holds_alternative<double>(*value)) {
     fail(p, "factor", "\"auto\" or a number in " + range(1.0, kMaxFactor), describe(value));
   }

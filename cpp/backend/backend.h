@@ -26,7 +26,7 @@ class PackedLinear {
 struct AttentionShape {
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;  ///< divides num_heads
-  int64_t head_dim = 0;      ///< even; head_dim / 2 == inv_freq.size() of every profile
+  int64_t head_dim = 0;      ///< even
 };
 
 /// What a device works best with, for the engine to size its steps by.
@@ -98,12 +98,17 @@ class Backend {
   virtual void linear(const MatrixView& x, const PackedLinear& weight, const MatrixView& y) = 0;
 
   /// Rotates q and k by the step's angles, writes q, and appends k and v to the cache.
+  /// Each sequence turns by its RopeProfile: with P = inv_freq.size() pairs, the same in every
+  /// profile of a model and at most D / 2, pair (i, i + P) turns and dims from 2 P on pass through.
+  /// The query's rotated dims are multiplied by attention_scale().rotated, and, where logn_length
+  /// is set, the query at position p as a whole by max(1, ln(p + 1) / ln logn_length).
   /// qkv: out [T, (num_heads + 2 num_kv_heads) D], q | k | v; q_out: act [T, num_heads D].
   virtual void rotate_append(const StepPlan& plan, int64_t layer, const MatrixView& qkv,
                              const KvCache& cache, const MatrixView& q_out) = 0;
 
   /// Causal attention of the step's queries over every cached key of their sequence.
-  /// Softmax scale: attention_factor^2 / sqrt(D). q, out: act [T, num_heads D].
+  /// Softmax scale: attention_scale() of the profile, attention_factor^2 / sqrt(D) where heads
+  /// rotate whole. q, out: act [T, num_heads D].
   virtual void attention(const StepPlan& plan, int64_t layer, const MatrixView& q,
                          const KvCache& cache, const MatrixView& out) = 0;
 

@@ -11,7 +11,7 @@ struct SeqView {
   int32_t first_row = 0;       ///< row of the step's matrices
   int32_t num_rows = 0;
   int32_t profile = 0;      ///< row of PlanView::inv_freq
-  float scale_log2 = 0.0f;  ///< attention_factor^2 / sqrt(head_dim) * log2(e): softmax by exp2
+  float scale_log2 = 0.0f;  ///< AttentionScale::softmax * log2(e): softmax by exp2
 };
 
 /// What kernels read of a step: device memory, filled once per step.

@@ -8,6 +8,7 @@
 #include "backend/cuda/angles.h"
 #include "backend/cuda/attention_prefill_mma.h"
 #include "backend/cuda/cuda_check.h"
+#include "core/check.h"
 
 namespace longspan::cuda {
 namespace {
@@ -113,9 +114,11 @@ void CudaStepPlan::plan_sequences(const StepInput& input) {
     seq.table = static_cast<int64_t>(tables_.size());
     seq.first_row = static_cast<int32_t>(input.cu_seqlens[s]);
     seq.num_rows = static_cast<int32_t>(input.cu_seqlens[s + 1] - input.cu_seqlens[s]);
-    const double factor = input.profiles[s]->attention_factor;
-    seq.scale_log2 = static_cast<float>(
-        factor * factor / std::sqrt(static_cast<double>(shape_.head_dim)) * std::numbers::log2e);
+    const AttentionScale scale = attention_scale(*input.profiles[s], shape_.head_dim);
+    require<Unsupported>(scale.rotated == 1.0,
+                         "device: expected cpu where heads rotate in part under an attention "
+                         "factor, got cuda");
+    seq.scale_log2 = static_cast<float>(scale.softmax * std::numbers::log2e);
     const std::vector<int32_t>& table = input.block_tables[s];
     tables_.insert(tables_.end(), table.begin(), table.end());
     const auto index = static_cast<int32_t>(s);

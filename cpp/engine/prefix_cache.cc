@@ -6,8 +6,9 @@
 namespace longspan {
 namespace {
 
-void append_bytes(std::string& key, const double* values, size_t count) {
-  key.append(reinterpret_cast<const char*>(values), count * sizeof(double));
+template <class T>
+void append_bytes(std::string& key, std::span<const T> values) {
+  key.append(reinterpret_cast<const char*>(values.data()), values.size_bytes());
 }
 
 /// Tokens at the beginning of a request that need no computing once their keys are cached.
@@ -31,11 +32,13 @@ int32_t block_before(const Sequence& sequence, int64_t block) {
 
 std::string prefix_key(const RopeProfile& profile) {
   // Every field is named, so that a new one does not compile until it is decided here.
-  const auto& [type, inv_freq, attention_factor, base, factor, length, native_length] = profile;
+  const auto& [type, inv_freq, attention_factor, base, factor, length, native_length, logn_length] =
+      profile;
   std::string key;
-  // Scales the scores, on which the keys and values of every layer but the first depend.
-  append_bytes(key, &attention_factor, 1);
-  append_bytes(key, inv_freq.data(), inv_freq.size());
+  // These two change the scores, on which the keys and values of every layer but the first depend.
+  append_bytes(key, std::span(&attention_factor, 1));
+  append_bytes(key, std::span(&logn_length, 1));
+  append_bytes(key, std::span(inv_freq));
   return key;
 }
 

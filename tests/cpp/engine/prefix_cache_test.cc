@@ -301,6 +301,9 @@ TEST(PrefixCache, ProfilesShareByTheirValues) {
   EXPECT_EQ(cached_tokens(longer), 15);
   EXPECT_EQ(cached_tokens(other), 0);
   EXPECT_NE(prefix_key(louder), prefix_key(profile_of(0.5)));
+  RopeProfile logn = profile_of(0.5);
+  logn.logn_length = 100;
+  EXPECT_NE(prefix_key(logn), prefix_key(profile_of(0.5)));
   EXPECT_EQ(prefix_key(profile_of(0.5, 7)), prefix_key(profile_of(0.5)));
 }
 

@@ -222,6 +222,7 @@ std::vector<TokenLogprob> StepRunner::log_probabilities(const MatrixView& logits
     top = std::max(top, *row.sequence->state->request.generation.logprobs);
   }
   std::vector<int32_t> drawn;  // a token of a row that is not finite is not delivered
+  drawn.reserve(rows.size());
   for (size_t i = 0; i < rows.size(); ++i) drawn.push_back(std::max(tokens[i], 0));
   std::vector<TokenLogprob> result(rows.size() * static_cast<size_t>(1 + top));
   backend_.log_probabilities(logits.rows_from(0, std::ssize(rows)), drawn, top, result);

@@ -26,6 +26,7 @@ from longspan.inputs import TokenIds, split_prompts, token_ids
 from longspan.model_path import resolve_model
 from longspan.progress import INTERVAL, Bar, ProgressCallback, show
 from longspan.response import Perplexity, Response, beyond_native, unscaled
+from longspan.session import Session
 from longspan.tokenizer import Tokenizer
 
 _log = logging.getLogger("longspan")
@@ -140,7 +141,36 @@ class Pipeline:
         iterator, or leaving its loop by an exception, cancels what still runs.
         """
         requests, _ = self.prepare(prompts, gen_config, do_preprocess, rope_length)
-        return (piece for _, piece in self._stream(requests))
+        return (piece for _, piece in self._stream(requests, shown=True))
+
+    def session(
+        self, system: str | None = None, gen_config: GenerationConfig | None = None
+    ) -> Session:
+        """A new conversation; system: its system message. See chat()."""
+        return Session(self, system, gen_config)
+
+    def chat(
+        self,
+        prompt: str,
+        session: Session | None = None,
+        gen_config: GenerationConfig | None = None,
+        stream_response: bool = False,
+    ) -> Session | Iterator[Response]:
+        """One turn of a conversation: returns the session, whose .response is the answer and
+        .history the turns; with stream_response the pieces of the answer instead, which become
+        part of the session with the last one.
+
+        session: None begins a new one. A conversation keeps to RoPE profiles by length "bucket", so
+        that with enable_prefix_caching a turn computes only what is new; Session.recomputed says
+        when that could not be.
+        """
+        session = self.session() if session is None else session
+        pieces = session.stream(prompt, gen_config)
+        if stream_response:
+            return pieces
+        for _ in pieces:
+            pass
+        return session
 
     def get_ppl(
         self,
@@ -288,9 +318,13 @@ class Pipeline:
         return handles
 
     def _stream(
-        self, requests: Sequence[Generation], progress: ProgressCallback | None = None
+        self,
+        requests: Sequence[Generation],
+        progress: ProgressCallback | None = None,
+        shown: bool = False,
     ) -> Iterator[tuple[int, Response]]:
-        """Runs the requests and gives out their pieces, each with its place in `requests`."""
+        """Runs the requests and gives out their pieces, each with its place in `requests`.
+        shown: the pieces may go to the terminal, where the bar must leave before them."""
         signal = Signal()
         running: list[Generation] = []
         try:
@@ -305,6 +339,8 @@ class Pipeline:
                     for i, request in enumerate(requests):
                         piece = None if request.done else request.next()
                         if piece is not None:
+                            if shown:
+                                bar.close()
                             yield i, piece
                     if time.monotonic() - said >= INTERVAL:
                         said = time.monotonic()

@@ -39,6 +39,13 @@ class Bar:
             self._live.start()
         self._live.update(self._task, completed=done, total=total, note=note)
 
+    def close(self) -> None:
+        """Takes the bar from the terminal, for good."""
+        self._begin = float("inf")
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
     def __enter__(self) -> Bar:
         return self
 
@@ -48,8 +55,7 @@ class Bar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self.close()
 
 
 def show(bar: Bar, states: Sequence[Progress]) -> None:

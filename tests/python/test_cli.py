@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -14,6 +18,8 @@ from typing import Any
 import longspan
 import pytest
 from longspan.cli.app import app
+from longspan.cli.chat import gauge
+from longspan.cli.terminal import show
 from typer.testing import CliRunner
 
 TinyLlama = Callable[..., Path]
@@ -25,7 +31,7 @@ def call(*args: Any, stdin: str | None = None) -> Any:
 
 def test_version_and_help() -> None:
     assert call("--version").output == f"longspan {longspan.__version__}\n"
-    for command in ([], ["demo"], ["generate"], ["plan"], ["eval"], ["eval", "passkey"]):
+    for command in ([], ["demo"], ["generate"], ["chat"], ["plan"], ["eval"], ["eval", "passkey"]):
         result = call(*command, "--help")
         assert result.exit_code == 0
         assert "Usage" in result.output
@@ -155,6 +161,107 @@ def test_a_bad_option_is_told_before_any_work(tiny_llama: TinyLlama, tmp_path: P
 def test_wrong_usage() -> None:
     assert call("eval", "passkey").exit_code == 2
     assert call("nonsense").exit_code == 2
+
+
+def test_chat_takes_lines(tiny_llama: TinyLlama, tmp_path: Path) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text("The key is 7.")
+    lines = [
+        "Hello",
+        "/file /no/such/file",
+        f"/file {note}",
+        "What is the key?",
+        "x" * 300,
+        "/nonsense",
+        "/system Be brief.",
+        "Hello",
+        "/quit",
+        "never read",
+    ]
+    model = tiny_llama(max_position_embeddings=256)
+    result = call("chat", model, "--max-new-tokens", 8, stdin="\n".join(lines))
+    assert result.exit_code == 0, result.output
+    assert "/no/such/file: expected text" in result.stderr
+    assert "note.txt: 13 tokens, in front of your next prompt" in result.stderr
+    assert "300" not in result.stdout
+    assert "/nonsense: expected one of" in result.stderr
+    assert "error: expected" in result.stderr  # the prompt that does not fit
+    with longspan.pipeline(model) as pipe:
+        config = longspan.GenerationConfig(max_new_tokens=8)
+        session = pipe.session(gen_config=config)
+        answers = [session("Hello"), session("note.txt:\n\nThe key is 7.\n\nWhat is the key?")]
+        answers.append(pipe.session("Be brief.", config)("Hello"))
+    assert result.stdout == "".join(answer.text + "\n" for answer in answers)
+
+
+def test_chat_on_a_terminal(tiny_llama: TinyLlama) -> None:
+    """A gauge and statistics after each turn; Ctrl-C stops an answer, Ctrl-D ends it all."""
+    model = tiny_llama(max_position_embeddings=1000)
+    options = ["--session-len", "150000", "--rope-scaling-factor", "150"]
+    command = [sys.executable, "-m", "longspan.cli", "chat", str(model), *options]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*command, "--max-new-tokens", "140000"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    os.close(theirs)
+    seen = ""
+
+    def read_until(text: str) -> None:
+        nonlocal seen
+        deadline = time.monotonic() + 120
+        while text not in seen:
+            assert time.monotonic() < deadline, seen[-2000:]
+            if select.select([ours], [], [], 1.0)[0]:
+                seen += os.read(ours, 65536).decode("utf-8", "replace")
+        seen = seen.partition(text)[2]
+
+    try:
+        read_until("> ")
+        os.write(ours, b"Tell me everything\n")
+        read_until("Tell me everything\r\n")
+        time.sleep(0.5)  # it is answering
+        process.send_signal(signal.SIGINT)
+        read_until("stopped; this turn is forgotten")
+        read_until("> ")
+        os.write(ours, b"/help\n")
+        read_until("Ctrl-C stops an answer")
+        read_until("> ")
+        os.write(ours, b"\x04")
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def test_the_gauge_marks_the_trained_length() -> None:
+    assert gauge(0, 100, 100) == "[" + "░" * 40 + "] 0 of 100 tokens"
+    line = gauge(15_000, 20_000, 5_000)
+    assert line == (
+        "["
+        + "█" * 10
+        + "|"
+        + "█" * 20
+        + "░" * 10
+        + "] 15,000 of 20,000 tokens, trained to 5,000 (|)"
+    )
+    assert gauge(200, 100, 100).startswith("[" + "█" * 40 + "]")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_gets_no_orders(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    out = io.StringIO()
+    out.isatty = lambda: terminal  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdout", out)
+    text = "red \x1b[31m\x9b2J bell\x07\tcafé\n"
+    show(text)
+    shown = "red \ufffd[31m\ufffd2J bell\ufffd\tcafé\n"
+    assert out.getvalue() == (shown if terminal else text)
 
 
 def interrupt(command: list[str], ready: Callable[[], bool]) -> tuple[int, str, float]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -185,6 +188,23 @@ def test_a_stream_comes_while_it_is_generated(tiny_llama: Callable[..., Path]) -
             pipe.stream_infer(PROMPT, GenerationConfig(n=2))
 
 
+@pytest.mark.parametrize("length", [8, 150_000])
+def test_ctrl_c_in_a_stream_frees_everything(tiny_llama: Callable[..., Path], length: int) -> None:
+    path = tiny_llama(max_position_embeddings=200_000, num_hidden_layers=8)
+    endless = GenerationConfig(max_new_tokens=None, ignore_eos=True, stop_words=["\x00never"])
+    with pipeline(path, LONG) as pipe:
+        timer = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        begin = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            for _ in pipe.stream_infer([[65] * length, [66] * length], endless):
+                pass
+        timer.join()
+        assert time.monotonic() - begin < 3.0
+        wait_until_idle(pipe)
+        assert pipe(PROMPT, config()).generate_token_len == 24
+
+
 def stop_words_of(text: str) -> list[str]:
     return [text[5:6], text[3:7], text[2:12], text[10:11]]
 
@@ -254,6 +274,19 @@ def test_several_sequences_repeat_with_their_seeds(pipe: Pipeline) -> None:
     assert single.token_ids == three[0].token_ids
     drawn = pipe(PROMPT, GenerationConfig(**options | {"n": 2, "random_seed": None}))
     assert drawn[1].seed == (drawn[0].seed + 1) % 2**64
+
+
+def test_several_sequences_share_their_prompt(model: Path) -> None:
+    ids = [65] * 200
+    options = GenerationConfig(**vars(SAMPLED) | {"n": 3, "max_new_tokens": 8})
+    with pipeline(model, FAST) as pipe:
+        alone = pipe(ids, options)
+    with pipeline(model, replace(FAST, enable_prefix_caching=True)) as pipe:
+        shared = pipe(ids, options)
+    assert [r.token_ids for r in shared] == [r.token_ids for r in alone]
+    assert [r.cached_tokens for r in alone] == [0, 0, 0]
+    assert shared[0].cached_tokens == 0
+    assert all(r.cached_tokens >= 192 for r in shared[1:])
 
 
 def test_a_list_is_checked_before_any_of_it_runs(pipe: Pipeline) -> None:

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from longspan._core import LongspanError, version
-from longspan.cli import demo, evaluate, generate, plan
+from longspan.cli import chat, demo, evaluate, generate, plan
 
 INTERRUPTED = 130
 
@@ -70,6 +70,7 @@ def longspan(
 
 app.command()(demo.demo)
 app.command()(generate.generate)
+app.command()(chat.chat)
 app.command()(plan.plan)
 app.add_typer(evaluate.app, name="eval")
 

@@ -1,0 +1,185 @@
+"""longspan chat."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from longspan._core import LongspanError
+from longspan.cli.options import SOURCE, Model, engine_options
+from longspan.cli.terminal import show
+from longspan.config import EngineConfig, GenerationConfig
+
+if TYPE_CHECKING:
+    from longspan.pipeline import Pipeline
+    from longspan.response import Response
+    from longspan.session import Session
+
+_COMMANDS = """\
+/file PATH    put a file in front of the next prompt
+/system TEXT  set the system message, and begin anew
+/reset        begin anew
+/help         show this
+/quit         leave; so does Ctrl-D
+Ctrl-C stops an answer, which is then forgotten."""
+_WIDTH = 40  # of the gauge, in characters
+
+
+@engine_options("session_len", "rope_scaling_factor", "dtype", "num_threads", *SOURCE)
+def chat(
+    model: Model,
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
+    temperature: Annotated[
+        float | None, typer.Option(help="Greedy unless this, --top-p or --top-k is given.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus: a share in (0, 1].")] = None,
+    top_k: Annotated[int | None, typer.Option(help="The most likely tokens; 0: all.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same answers.")] = None,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Talk with a model. Turns stay cached, so that each computes only what is new; a gauge shows
+    how much of the context is taken and where the trained length ends.
+
+    Examples:
+
+        longspan chat MODEL
+
+        longspan chat MODEL --session-len 65536 --rope-scaling-factor 8 --temperature 0.7
+    """
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        random_seed=seed,
+    )
+    from longspan.pipeline import pipeline
+
+    engine = EngineConfig(max_batch_size=1, enable_prefix_caching=True, **options)
+    with pipeline(model, engine) as pipe:
+        Chat(pipe, pipe.session(system, config)).run()
+
+
+class Chat:
+    """Reads lines from standard input, prompts and commands, until it ends."""
+
+    def __init__(self, pipe: Pipeline, session: Session) -> None:
+        self._pipe = pipe
+        self._session = session
+        self._files: list[str] = []  # in front of the next prompt
+        self._asks = sys.stdin.isatty()
+
+    def run(self) -> None:
+        if self._asks:
+            _edit_lines()
+            _say(f"{self._pipe.engine.model.backend}; /help for help")
+        while True:
+            try:
+                line = input("> " if self._asks else "")
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                print()
+                continue
+            try:
+                if line.startswith("/"):
+                    if not self._command(line):
+                        return
+                elif line.strip():
+                    self._turn(line)
+            except LongspanError as error:
+                _say(f"error: {error}")
+            except KeyboardInterrupt:
+                print()
+                _say("stopped; this turn is forgotten")
+
+    def _command(self, line: str) -> bool:
+        """False to leave."""
+        name, _, argument = line.partition(" ")
+        argument = argument.strip()
+        if name == "/quit":
+            return False
+        if name == "/help":
+            _say(_COMMANDS)
+        elif name == "/reset":
+            self._session.reset()
+            self._files.clear()
+        elif name == "/system":
+            self._session.system = argument or None
+            self._session.reset()
+        elif name == "/file" and argument:
+            self._file(Path(argument).expanduser())
+        else:
+            _say(f"error: {name}: expected one of\n{_COMMANDS}")
+        return True
+
+    def _file(self, path: Path) -> None:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            _say(f"error: {path}: expected text in UTF-8, {error}")
+            return
+        self._files.append(f"{path.name}:\n\n{text}\n\n")
+        tokens = len(self._pipe.tokenizer.encode(text, add_special_tokens=False))
+        _say(f"{path.name}: {tokens:,} tokens, in front of your next prompt")
+
+    def _turn(self, prompt: str) -> None:
+        for piece in self._session.stream("".join(self._files) + prompt):
+            show(piece.text)
+        print(flush=True)
+        self._files.clear()
+        response = self._session.response
+        assert response is not None
+        if response.error_message is not None:
+            _say(f"error: {response.error_message}")
+        elif self._asks:
+            self._show(response)
+
+    def _show(self, response: Response) -> None:
+        engine = self._pipe.engine
+        used, native = self._session.num_tokens, engine.model.native_length
+        _say(gauge(used, engine.config.session_len, native))
+        _say(statistics(response))
+        session = self._session
+        if session.recomputed_why is not None:
+            _say(f"{session.recomputed:,} tokens prefilled again: {session.recomputed_why}")
+        if response.context_full:
+            _say("the context is full; /reset begins anew")
+
+
+def gauge(used: int, session_len: int, native: int) -> str:
+    """How much of the context is taken, in tokens, with a mark where the trained length ends."""
+    filled = round(_WIDTH * min(used / session_len, 1.0))
+    cells = ["█"] * filled + ["░"] * (_WIDTH - filled)
+    text = f"{used:,} of {session_len:,} tokens"
+    if native < session_len:
+        cells.insert(round(_WIDTH * native / session_len), "|")
+        text += f", trained to {native:,} (|)"
+    return f"[{''.join(cells)}] {text}"
+
+
+def statistics(response: Response) -> str:
+    timings = response.timings
+    assert timings is not None
+    return (
+        f"{response.input_token_len:,} tokens in, {response.cached_tokens:,} of them cached, "
+        f"the rest at {timings.prefill_tokens_per_s:,.0f} tokens/s; "
+        f"{response.generate_token_len:,} out at {timings.decode_tokens_per_s:,.1f} tokens/s"
+    )
+
+
+def _say(text: str) -> None:
+    """To the terminal, but not into the answers, which may go to a file."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _edit_lines() -> None:
+    """Arrow keys and earlier lines at the prompt, where Python has readline."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401

@@ -142,8 +142,11 @@ class Backend {
   virtual void log_probabilities(const MatrixView& logits, std::span<const int32_t> tokens,
                                  int64_t top, std::span<TokenLogprob> out) = 0;
 
-  /// Copies to host memory as float32, rows packed without gaps. in: acc.
+  /// Copies to host memory as float32, rows packed without gaps. in: act, out or acc.
   virtual void download(const MatrixView& in, float* out) = 0;
+
+  /// The way back: float32 rows in host memory, without gaps, rounded to the dtype of out.
+  virtual void upload(const float* in, const MatrixView& out) = 0;
 };
 
 }  // namespace longspan

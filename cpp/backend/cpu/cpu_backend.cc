@@ -107,5 +107,6 @@ void CpuBackend::log_probabilities(const MatrixView& logits, std::span<const int
   cpu::log_probabilities(kernels_, pool_, logits, tokens, top, out);
 }
 void CpuBackend::download(const MatrixView& in, float* out) { cpu::download(pool_, in, out); }
+void CpuBackend::upload(const float* in, const MatrixView& out) { cpu::upload(pool_, in, out); }
 
 }  // namespace longspan::cpu

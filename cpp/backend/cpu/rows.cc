@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backend/cpu/convert.h"
+
 namespace longspan::cpu {
 namespace {
 
@@ -52,9 +54,26 @@ void gather_rows(ThreadPool& pool, const MatrixView& in, std::span<const int64_t
 }
 
 void download(ThreadPool& pool, const MatrixView& in, float* out) {
-  const auto bytes = static_cast<size_t>(in.cols) * sizeof(float);
   for_each_row(pool, in.rows, in.cols, [&](int64_t row) {
-    std::memcpy(out + row * in.cols, in.row<const float>(row), bytes);
+    float* to = out + row * in.cols;
+    if (in.dtype == DType::kF32) {
+      std::copy_n(in.row<const float>(row), in.cols, to);
+    } else {
+      const auto* from = in.row<const bf16_t>(row);
+      for (int64_t i = 0; i < in.cols; ++i) to[i] = to_float(from[i]);
+    }
+  });
+}
+
+void upload(ThreadPool& pool, const float* in, const MatrixView& out) {
+  for_each_row(pool, out.rows, out.cols, [&](int64_t row) {
+    const float* from = in + row * out.cols;
+    if (out.dtype == DType::kF32) {
+      std::copy_n(from, out.cols, out.row<float>(row));
+    } else {
+      auto* to = out.row<bf16_t>(row);
+      for (int64_t i = 0; i < out.cols; ++i) to[i] = from_float<bf16_t>(from[i]);
+    }
   });
 }
 

@@ -24,7 +24,10 @@ void silu_mul(const Kernels& kernels, ThreadPool& pool, const MatrixView& gate_u
 void gather_rows(ThreadPool& pool, const MatrixView& in, std::span<const int64_t> rows,
                  const MatrixView& out);
 
-/// in: float32 [R, C]; out: float32 [R][C] without gaps.
+/// in: float32 or bfloat16 [R, C]; out: float32 [R][C] without gaps.
 void download(ThreadPool& pool, const MatrixView& in, float* out);
+
+/// in: float32 [R][C] without gaps; out: float32 or bfloat16 [R, C].
+void upload(ThreadPool& pool, const float* in, const MatrixView& out);
 
 }  // namespace longspan::cpu

@@ -61,7 +61,7 @@ class CudaBackend final : public Backend {
   void log_probabilities(const MatrixView& logits, std::span<const int32_t> tokens, int64_t top,
                          std::span<TokenLogprob> out) override;
   void download(const MatrixView& in, float* out) override;
-  void upload(const float* in, const MatrixView& out);
+  void upload(const float* in, const MatrixView& out) override;
 
  private:
   static constexpr int kLayersBehind = 2;

@@ -1,0 +1,244 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "backend/device.h"
+
+namespace longspan {
+namespace {
+
+using reference::Matrix;
+
+/// Tokens [first, first + count) of a sequence in a step.
+struct Piece {
+  int64_t seq = 0;
+  int64_t first = 0;
+  int64_t count = 0;
+};
+
+/// A cache and a plan on a device, driven through rotate_append and attention step by step.
+class AttentionOps : public Ops {
+ protected:
+  struct Sequence {
+    Matrix qkv{0, 0};  // [length, (num_heads + 2 num_kv_heads) head_dim]
+    std::shared_ptr<RopeProfile> profile;
+    std::vector<int32_t> block_table;
+  };
+
+  void make_cache(const AttentionShape& shape, int64_t block_len, int64_t max_tokens,
+                  int64_t max_keys, int64_t max_seqs) {
+    shape_ = shape;
+    limits_ = {max_tokens, max_seqs, (max_keys + block_len - 1) / block_len};
+    cache_.shape = {kNumLayers, shape.num_kv_heads, shape.head_dim, block_len};
+    cache_.num_blocks = limits_.max_blocks_per_seq * max_seqs;
+    cache_.block_bytes = backend().kv_block_bytes(cache_.shape);
+    cache_.pool = backend().allocate(cache_.num_blocks * cache_.block_bytes);
+    plan_ = backend().make_step_plan(limits_, shape);
+    sequences_.clear();
+    free_blocks_.resize(static_cast<size_t>(cache_.num_blocks));
+    std::iota(free_blocks_.begin(), free_blocks_.end(), 0);
+    std::shuffle(free_blocks_.begin(), free_blocks_.end(), std::mt19937(7));
+  }
+
+  int64_t q_cols() const { return shape_.num_heads * shape_.head_dim; }
+  int64_t kv_cols() const { return shape_.num_kv_heads * shape_.head_dim; }
+
+  int64_t add_sequence(int64_t length, double theta, double factor, uint64_t seed) {
+    Sequence sequence;
+    sequence.qkv =
+        rounded(reference::random_matrix(length, q_cols() + 2 * kv_cols(), 3.0, seed), out());
+    sequence.profile = std::make_shared<RopeProfile>();
+    for (int64_t i = 0; i < shape_.head_dim / 2; ++i) {
+      const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(shape_.head_dim);
+      sequence.profile->inv_freq.push_back(std::pow(theta, exponent));
+    }
+    sequence.profile->attention_factor = factor;
+    for (int64_t keys = 0; keys < length; keys += cache_.shape.block_len) {
+      sequence.block_table.push_back(free_blocks_.back());
+      free_blocks_.pop_back();
+    }
+    sequences_.push_back(std::move(sequence));
+    return static_cast<int64_t>(sequences_.size()) - 1;
+  }
+
+  /// Fills every block with requests of NaN, then gives the blocks back.
+  void poison() {
+    const std::vector<int32_t> blocks = free_blocks_;
+    while (!free_blocks_.empty()) {
+      const auto left = static_cast<int64_t>(free_blocks_.size());
+      const int64_t tokens = std::min(limits_.max_blocks_per_seq, left) * cache_.shape.block_len;
+      const int64_t seq = add_sequence(tokens, 1e4, 1.0, 1);
+      std::ranges::fill(sequences_.back().qkv.values, std::numeric_limits<double>::quiet_NaN());
+      for (int64_t t = 0; t < tokens; t += limits_.max_tokens) {
+        step({{seq, t, std::min(limits_.max_tokens, tokens - t)}}, false);
+      }
+      sequences_.pop_back();
+    }
+    free_blocks_ = blocks;
+  }
+
+  /// One step; returns the attention output [tokens of the step, num_heads head_dim].
+  Matrix step(const std::vector<Piece>& runs, bool attend = true) {
+    StepInput input;
+    input.cu_seqlens.push_back(0);
+    std::vector<double> rows;
+    for (const Piece& run : runs) {
+      const Sequence& sequence = sequences_[static_cast<size_t>(run.seq)];
+      input.token_ids.resize(input.token_ids.size() + static_cast<size_t>(run.count));
+      input.cu_seqlens.push_back(input.num_tokens());
+      input.first_position.push_back(run.first);
+      const int64_t blocks =
+          (run.first + run.count + cache_.shape.block_len - 1) / cache_.shape.block_len;
+      input.block_tables.emplace_back(sequence.block_table.begin(),
+                                      sequence.block_table.begin() + blocks);
+      input.profiles.push_back(sequence.profile);
+      const auto begin = sequence.qkv.values.begin() + run.first * sequence.qkv.cols;
+      rows.insert(rows.end(), begin, begin + run.count * sequence.qkv.cols);
+    }
+    Matrix values(input.num_tokens(), q_cols() + 2 * kv_cols());
+    values.values = std::move(rows);
+    const DeviceMatrix qkv = matrix(out(), values);
+    const DeviceMatrix q = matrix(act(), values.rows, q_cols());
+    const DeviceMatrix result = matrix(act(), values.rows, q_cols());
+    backend().plan_step(*plan_, input, cache_);
+    backend().rotate_append(*plan_, kLayer, qkv.view(), cache_, q.view());
+    if (attend) backend().attention(*plan_, kLayer, q.view(), cache_, result.view());
+    return result.read();
+  }
+
+  /// Runs a sequence in chunks; returns the output of its tokens.
+  Matrix prefill(int64_t seq, int64_t length, int64_t chunk) {
+    Matrix all(0, q_cols());
+    for (int64_t first = 0; first < length; first += chunk) {
+      const Matrix part = step({{seq, first, std::min(chunk, length - first)}});
+      all.values.insert(all.values.end(), part.values.begin(), part.values.end());
+      all.rows += part.rows;
+    }
+    return all;
+  }
+
+  /// Expects rows [row, row + count) of `actual` to be the definition's for tokens [first, first +
+  /// count): on the rounded q, k and v, P and the output rounded once more where they are bfloat16.
+  void expect_attention(const Matrix& actual, int64_t row, int64_t seq, int64_t first,
+                        int64_t count) const {
+    const Sequence& sequence = sequences_[static_cast<size_t>(seq)];
+    const int64_t keys = first + count;
+    std::vector<int64_t> positions(static_cast<size_t>(keys));
+    std::iota(positions.begin(), positions.end(), 0);
+    const auto cut = [&](int64_t from, int64_t rows, int64_t col, int64_t cols) {
+      Matrix part(rows, cols);
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < cols; ++c) part.at(r, c) = sequence.qkv.at(from + r, col + c);
+      }
+      return part;
+    };
+    const std::vector<double>& inv_freq = sequence.profile->inv_freq;
+    const auto last = std::span(positions).subspan(static_cast<size_t>(first));
+    const Matrix q = rounded(
+        reference::rotate(cut(first, count, 0, q_cols()), shape_.head_dim, last, inv_freq), act());
+    const Matrix k = rounded(
+        reference::rotate(cut(0, keys, q_cols(), kv_cols()), shape_.head_dim, positions, inv_freq),
+        act());
+    const Matrix v = rounded(cut(0, keys, q_cols() + kv_cols(), kv_cols()), act());
+    const double factor = sequence.profile->attention_factor;
+    const double scale = factor * factor / std::sqrt(static_cast<double>(shape_.head_dim));
+    const Matrix expected =
+        reference::attention(q, k, v, shape_.num_heads, shape_.num_kv_heads, first, scale);
+    Matrix part(count, q_cols());
+    std::copy_n(actual.values.begin() + row * q_cols(), part.values.size(), part.values.begin());
+    // Values are up to 3; besides, a rounding of q or k may fall to the other side of a half.
+    expect_close(part, expected, 0, act() == DType::kF32 ? 2e-5 : 2e-2);
+  }
+
+ private:
+  static constexpr int64_t kNumLayers = 2;
+  static constexpr int64_t kLayer = 1;
+
+  AttentionShape shape_;
+  StepLimits limits_;
+  KvCache cache_;
+  std::unique_ptr<StepPlan> plan_;
+  std::vector<int32_t> free_blocks_;
+  std::vector<Sequence> sequences_;
+};
+LONGSPAN_TEST_DEVICES(AttentionOps);
+
+TEST_P(AttentionOps, EqualsTheDefinitionForManyShapes) {
+  const AttentionShape shapes[] = {{1, 1, 64},  {4, 2, 64}, {9, 3, 64},   {10, 2, 80},
+                                   {8, 1, 128}, {6, 6, 96}, {16, 2, 128}, {4, 2, 256}};
+  int64_t block_len = 64;
+  for (const AttentionShape& shape : shapes) {
+    SCOPED_TRACE(testing::Message() << shape.num_heads << "/" << shape.num_kv_heads << " x "
+                                    << shape.head_dim << ", blocks of " << block_len);
+    make_cache(shape, block_len, 100, 300, 1);
+    const int64_t seq = add_sequence(150, 1e4, 1.0, 1);
+    expect_attention(prefill(seq, 150, 100), 0, seq, 0, 150);
+    block_len = block_len == 256 ? 64 : 2 * block_len;
+  }
+}
+
+TEST_P(AttentionOps, EqualsTheDefinitionAtEveryEdgeOfPanels) {
+  for (const int64_t length : {1, 2, 63, 64, 65, 127, 128, 129, 1025, 2100}) {
+    SCOPED_TRACE(length);
+    make_cache({6, 2, 64}, 64, 512, 2112, 1);
+    const int64_t seq = add_sequence(length, 1e4, 1.0, 2);
+    const Matrix all = prefill(seq, length, 512);
+    const int64_t first = std::max<int64_t>(0, length - 70);
+    expect_attention(all, first, seq, first, length - first);
+  }
+}
+
+TEST_P(AttentionOps, DecodesInPoisonedBlocks) {
+  for (const int64_t block_len : {64, 256}) {
+    SCOPED_TRACE(block_len);
+    make_cache({8, 2, 128}, block_len, 512, 2304, 2);
+    poison();
+    const int64_t seq = add_sequence(2200, 1e4, 1.0, 3);
+    int64_t first = 0;
+    for (const int64_t until : {5, 70, 1100, 2200}) {
+      for (; first + 12 < until; first += std::min<int64_t>(512, until - 12 - first)) {
+        step({{seq, first, std::min<int64_t>(512, until - 12 - first)}});
+      }
+      for (; first < until; ++first) {
+        expect_attention(step({{seq, first, 1}}), 0, seq, first, 1);
+      }
+    }
+  }
+}
+
+TEST_P(AttentionOps, MixesSequencesOfAnyLengthAndProfileInAStep) {
+  make_cache({9, 3, 64}, 128, 256, 1500, 4);
+  poison();
+  const int64_t a = add_sequence(1300, 1e4, 1.0, 3);
+  const int64_t b = add_sequence(200, 5e5, 1.2, 4);
+  const int64_t c = add_sequence(77, 100.0, 0.8, 5);
+  for (int64_t first = 0; first < 1200; first += 240) step({{a, first, 240}});
+  step({{b, 0, 100}, {a, 1200, 99}});
+  const Matrix out = step({{a, 1299, 1}, {c, 0, 77}, {b, 100, 100}});
+  expect_attention(out, 0, a, 1299, 1);
+  expect_attention(out, 1, c, 0, 77);
+  expect_attention(out, 78, b, 100, 100);
+}
+
+TEST_P(AttentionOps, DecodesManySequencesInAStep) {
+  constexpr int64_t kSeqs = 40;
+  make_cache({4, 1, 128}, 64, 512, 320, kSeqs);
+  poison();
+  std::vector<Piece> last;
+  for (int64_t s = 0; s < kSeqs; ++s) {
+    const int64_t length = 1 + s * 7;
+    const int64_t seq = add_sequence(length, 1e4, 1.0, static_cast<uint64_t>(s));
+    if (length > 1) step({{seq, 0, length - 1}}, false);
+    last.push_back({seq, length - 1, 1});
+  }
+  const Matrix out = step(last);
+  for (int64_t s = 0; s < kSeqs; ++s) expect_attention(out, s, s, s * 7, 1);
+}
+
+}  // namespace
+}  // namespace longspan

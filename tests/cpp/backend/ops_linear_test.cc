@@ -1,0 +1,108 @@
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "backend/device.h"
+
+namespace longspan {
+namespace {
+
+using reference::Matrix;
+
+class LinearOps : public Ops {
+ protected:
+  /// Largest error of a sum of `terms` products of values of at most a and b: float32 sums, whose
+  /// roundings grow like the root of their number, with some room.
+  static double sum_error(int64_t terms, double a, double b) {
+    return 8 * 0x1p-24 * std::sqrt(static_cast<double>(terms)) * a * b * 8;
+  }
+};
+LONGSPAN_TEST_DEVICES(LinearOps);
+
+TEST_P(LinearOps, LinearWithStackedPartsAndBiases) {
+  for (const int64_t in : {8, 64, 576, 2048}) {
+    const Matrix parts[] = {reference::random_matrix(48, in, 0.5, 1),
+                            reference::random_matrix(16, in, 0.5, 2),
+                            reference::random_matrix(32, in, 0.5, 3)};
+    const Matrix biases[] = {reference::random_matrix(1, 48, 1.0, 4),
+                             reference::random_matrix(1, 16, 1.0, 5),
+                             reference::random_matrix(1, 32, 1.0, 6)};
+    std::vector<HostWeight> weights;
+    std::vector<HostWeight> bias_weights;
+    std::vector<WeightView> weight_views;
+    std::vector<WeightView> bias_views;
+    Matrix stacked(96, in);
+    std::vector<double> bias;
+    int64_t row = 0;
+    for (size_t p = 0; p < 3; ++p) {
+      weight_views.push_back(weights.emplace_back(parts[p], DType::kBF16).view());
+      bias_views.push_back(bias_weights.emplace_back(biases[p], DType::kBF16).view());
+      const Matrix part = rounded(parts[p], DType::kBF16);
+      std::copy(part.values.begin(), part.values.end(), stacked.values.begin() + row * in);
+      const Matrix added = rounded(biases[p], DType::kBF16);
+      bias.insert(bias.end(), added.values.begin(), added.values.end());
+      row += part.rows;
+    }
+    for (const bool with_bias : {true, false}) {
+      const std::unique_ptr<PackedLinear> packed =
+          backend().pack_linear(weight_views, with_bias ? bias_views : std::vector<WeightView>{});
+      EXPECT_EQ(packed->out_features(), 96);
+      EXPECT_EQ(packed->in_features(), in);
+      for (const int64_t rows : {1, 5, 16, 17, 130}) {
+        const DeviceMatrix x = matrix(act(), reference::random_matrix(rows, in, 2.0, 7));
+        for (const DType dtype : {out(), acc()}) {
+          SCOPED_TRACE(testing::Message() << rows << " x " << in << " " << name_of(dtype));
+          const DeviceMatrix y = matrix(dtype, rows, 96);
+          backend().linear(x.view(), *packed, y.view());
+          expect_close(y.read(),
+                       reference::linear(
+                           x.read(), stacked,
+                           with_bias ? std::span<const double>(bias) : std::span<const double>()),
+                       rounding_of(dtype), sum_error(in, 2.0, 0.5));
+        }
+      }
+    }
+  }
+}
+
+TEST_P(LinearOps, NegativeLogLikelihood) {
+  constexpr int64_t kIn = 64;
+  for (const int64_t vocabulary : {1, 33, 1000, 5000}) {
+    const Matrix head = rounded(reference::random_matrix(vocabulary, kIn, 0.5, 1), DType::kBF16);
+    const std::unique_ptr<PackedLinear> packed = pack(head);
+    for (const int64_t rows : {1, 17, 100}) {
+      SCOPED_TRACE(testing::Message() << rows << " rows of " << vocabulary);
+      const DeviceMatrix hidden = matrix(act(), reference::random_matrix(rows, kIn, 2.0, 2));
+      const DeviceMatrix workspace = matrix(acc(), 16, vocabulary);
+      std::vector<int32_t> targets;
+      for (int64_t r = 0; r < rows; ++r) {
+        targets.push_back(static_cast<int32_t>(r * 7919 % vocabulary));
+      }
+      std::vector<double> nll(targets.size(), -1.0);
+      backend().negative_log_likelihood(hidden.view(), *packed, targets, workspace.view(), nll);
+      const Matrix logits = reference::linear(hidden.read(), head);
+      for (int64_t r = 0; r < rows; ++r) {
+        const auto i = static_cast<size_t>(r);
+        const double expected = reference::log_sum_exp(logits.row(r)) - logits.at(r, targets[i]);
+        EXPECT_NEAR(nll[i], expected, 2 * sum_error(kIn, 2.0, 0.5) + 1e-6) << r;
+      }
+    }
+  }
+}
+
+TEST_P(LinearOps, NegativeLogLikelihoodOfBadInputIsNotFinite) {
+  const Matrix head = reference::random_matrix(100, 64, 0.5, 1);
+  const std::unique_ptr<PackedLinear> packed = pack(head);
+  Matrix values = reference::random_matrix(3, 64, 2.0, 2);
+  values.at(1, 5) = std::numeric_limits<double>::infinity();
+  const DeviceMatrix hidden(backend(), act(), values);
+  const DeviceMatrix workspace = matrix(acc(), 4, 100);
+  std::vector<double> nll(3);
+  backend().negative_log_likelihood(hidden.view(), *packed, std::vector<int32_t>{1, 2, 3},
+                                    workspace.view(), nll);
+  EXPECT_TRUE(std::isfinite(nll[0]) && std::isfinite(nll[2]));
+  EXPECT_FALSE(std::isfinite(nll[1]));
+}
+
+}  // namespace
+}  // namespace longspan

@@ -82,6 +82,19 @@ class AttentionOps : public Ops {
     free_blocks_ = blocks;
   }
 
+  /// Makes what a sequence holds from token `first` on NaN.
+  void spoil(int64_t seq, int64_t first) {
+    Matrix& qkv = sequences_[static_cast<size_t>(seq)].qkv;
+    std::fill(qkv.values.begin() + first * qkv.cols, qkv.values.end(),
+              std::numeric_limits<double>::quiet_NaN());
+  }
+
+  /// Copies the first `tokens` tokens of a sequence's first block to another's.
+  void copy_first_block(int64_t from, int64_t to, int64_t tokens) {
+    backend().copy_kv_block(cache_, sequences_[static_cast<size_t>(from)].block_table[0],
+                            sequences_[static_cast<size_t>(to)].block_table[0], tokens);
+  }
+
   /// One step; returns the attention output [tokens of the step, num_heads head_dim].
   Matrix step(const std::vector<Piece>& runs, bool attend = true) {
     StepInput input;
@@ -207,6 +220,25 @@ TEST_P(AttentionOps, DecodesInPoisonedBlocks) {
       for (; first < until; ++first) {
         expect_attention(step({{seq, first, 1}}), 0, seq, first, 1);
       }
+    }
+  }
+}
+
+TEST_P(AttentionOps, GoesOnFromACopiedBlockWhateverFollowedInIt) {
+  for (const int64_t block_len : {64, 256}) {
+    for (const int64_t shared : {int64_t{1}, int64_t{33}, block_len / 2, block_len - 1}) {
+      SCOPED_TRACE(testing::Message() << shared << " of a block of " << block_len);
+      make_cache({2, 2, 128}, block_len, 300, 300, 2);
+      poison();
+      const int64_t length = block_len + 30;
+      const int64_t source = add_sequence(block_len, 1e4, 1.0, 6);
+      const int64_t target = add_sequence(length, 1e4, 1.0, 6);  // begins as the source does
+      spoil(source, shared);
+      step({{source, 0, block_len}}, false);
+      copy_first_block(source, target, shared);
+      expect_attention(step({{target, shared, 1}}), 0, target, shared, 1);
+      const int64_t left = length - shared - 1;
+      expect_attention(step({{target, shared + 1, left}}), 0, target, shared + 1, left);
     }
   }
 }

@@ -1,5 +1,6 @@
 """Longspan: open-weights language models far past their trained context."""
 
+from longspan import cuda_libraries
 from longspan._core import (
     BackendUnavailable,
     CapacityError,
@@ -19,6 +20,8 @@ from longspan._core import (
 from longspan.config import EngineConfig, GenerationConfig, TurbomindEngineConfig
 from longspan.pipeline import Pipeline, pipeline
 from longspan.response import Perplexity, Response
+
+cuda_libraries.tell_engine()
 
 __version__ = version()
 

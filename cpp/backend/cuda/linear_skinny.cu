@@ -7,13 +7,8 @@
 namespace longspan::cuda {
 namespace {
 
-#ifndef LONGSPAN_SKINNY_UNROLL
-#define LONGSPAN_SKINNY_UNROLL 4
-#endif
-#ifndef LONGSPAN_SKINNY_WARPS
-#define LONGSPAN_SKINNY_WARPS 8
-#endif
-constexpr int kUnroll = LONGSPAN_SKINNY_UNROLL;  // chunks of a step
+constexpr int kWarps = 8;   // of a block; they share K
+constexpr int kUnroll = 4;  // chunks of a step: 64 bytes a lane and row
 constexpr int kChunk = 32;  // elements of K that an mma.sync pair takes: 8 a lane
 constexpr int kTileN = 16;  // outputs of an mma
 constexpr int kTileM = 8;   // rows of x of an mma
@@ -52,11 +47,11 @@ struct SkinnyArgs {
 };
 
 /// A block computes kNTiles x 16 outputs at a time for up to kMTiles x 8 rows, its warps sharing K.
-/// The weights are the A operand of m16n8k16, x the B operand. Any order of K will do as long as both
-/// keep it, so a lane loads 8 consecutive elements of a row, 16 bytes, and gives them to two products:
-/// elements 0 to 3 stand for the lane's columns 2t, 2t+1, 2t+8, 2t+9 of the first, 4 to 7 of the
-/// second. While a step is multiplied the next is under way, across the ends of tiles too.
-template <int kWarps, int kNTiles, int kMTiles>
+/// The weights are the A operand of m16n8k16, x the B operand. Any order of K will do as long as
+/// both keep it, so a lane loads 8 consecutive elements of a row, 16 bytes, and gives them to two
+/// products: elements 0 to 3 stand for the lane's columns 2t, 2t+1, 2t+8, 2t+9 of the first, 4 to 7
+/// of the second. While a step is multiplied the next is under way, across the ends of tiles too.
+template <int kNTiles, int kMTiles>
 class Skinny {
  public:
   static constexpr int kThreads = kWarps * 32;
@@ -207,30 +202,29 @@ class Skinny {
   uint4 rows_[kUnroll][kMTiles];
 };
 
-template <int kWarps, int kNTiles, int kMTiles, class Out>
+template <int kNTiles, int kMTiles, class Out>
 __global__ void __launch_bounds__(kWarps * 32)
     skinny_kernel(const __grid_constant__ SkinnyArgs args) {
-  Skinny<kWarps, kNTiles, kMTiles>(args).template run<Out>();
+  Skinny<kNTiles, kMTiles>(args).template run<Out>();
 }
 
-template <int kWarps, int kNTiles, int kMTiles, class Out>
+template <int kNTiles, int kMTiles, class Out>
 void launch_as(const SkinnyArgs& args, cudaStream_t stream) {
   // As many blocks as the device holds at once go round all tiles: none waits for another's end.
   static const int resident = resident_blocks(
-      reinterpret_cast<const void*>(skinny_kernel<kWarps, kNTiles, kMTiles, Out>), kWarps * 32);
+      reinterpret_cast<const void*>(skinny_kernel<kNTiles, kMTiles, Out>), kWarps * 32);
   constexpr int kCols = kNTiles * kTileN;
   const int tiles = (args.n + kCols - 1) / kCols;
   const int rounds = (tiles + resident - 1) / resident;
   const int blocks = (tiles + rounds - 1) / rounds;  // with the same number of tiles each
-  launch_overlapped(skinny_kernel<kWarps, kNTiles, kMTiles, Out>, static_cast<unsigned>(blocks),
+  launch_overlapped(skinny_kernel<kNTiles, kMTiles, Out>, static_cast<unsigned>(blocks),
                     kWarps * 32, 0, stream, args);
 }
 
 template <int kNTiles, int kMTiles>
 void launch(const SkinnyArgs& args, DType out, cudaStream_t stream) {
-  constexpr int kWarps = LONGSPAN_SKINNY_WARPS;
-  out == DType::kF32 ? launch_as<kWarps, kNTiles, kMTiles, float>(args, stream)
-                     : launch_as<kWarps, kNTiles, kMTiles, __nv_bfloat16>(args, stream);
+  out == DType::kF32 ? launch_as<kNTiles, kMTiles, float>(args, stream)
+                     : launch_as<kNTiles, kMTiles, __nv_bfloat16>(args, stream);
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ from longspan.config import EngineConfig, GenerationConfig
 
 
 @engine_options(
-    "session_len", "rope_scaling_factor", "rope_length", "dtype", "num_threads", *SOURCE
+    "session_len", "rope_scaling_factor", "rope_length", "device", "dtype", "num_threads", *SOURCE
 )
 def generate(
     context: typer.Context,

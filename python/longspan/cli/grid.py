@@ -53,7 +53,7 @@ JsonLines = Annotated[
 Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the results: a PNG.")]
 
 #: The engine options of every evaluation, besides the factors.
-ENGINE = ("rope_length", "dtype", "num_threads", *SOURCE)
+ENGINE = ("rope_length", "device", "dtype", "num_threads", *SOURCE)
 
 
 @dataclass(frozen=True)

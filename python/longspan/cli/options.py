@@ -33,6 +33,10 @@ _ENGINE: dict[str, Any] = {
             help="The length that RoPE is scaled for: request, prompt, session, bucket or tokens.",
         ),
     ],
+    "device": Annotated[
+        str | None,
+        typer.Option(help="auto, cpu, cuda or cuda:N. auto takes a GPU where there is one."),
+    ],
     "dtype": Annotated[str | None, typer.Option(help="auto, bfloat16 or float32.")],
     "num_threads": Annotated[
         int | None, typer.Option("--threads", help="CPU threads. Default: all there are.")

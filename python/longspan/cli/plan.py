@@ -32,7 +32,9 @@ _FIELDS = (
 )
 
 
-@engine_options("session_len", "max_batch_size", "cache_max_entry_count", "dtype", *SOURCE)
+@engine_options(
+    "session_len", "max_batch_size", "cache_max_entry_count", "device", "dtype", *SOURCE
+)
 def plan(model: Model, json: Json = None, *, options: dict[str, Any]) -> None:
     """Say what memory a session length takes, without loading the weights.
 

@@ -30,6 +30,8 @@ TARGETS = {
     "decode at 131072": (11.5e-3, "at most"),
     "batch 8 over batch 1 at 2048": (6.0, "at least"),
     "load": (8.0, "at most"),
+    "first token beside a long prefill": (2.0, "at most"),
+    "cancelling a long prefill": (1.0, "at most"),
 }
 
 
@@ -113,6 +115,23 @@ class Job:
         out = self.submit(tokens, new_tokens).wait()
         return out.prefill_s, out.decode_s / max(new_tokens - 1, 1)
 
+    def promptness(self, tokens: int) -> tuple[float, float]:
+        """During the prefill of that many tokens: seconds to the first token of a request of 100,
+        and from cancelling the long one to its memory being free."""
+        long = self.submit(tokens, 1)
+        while long.progress().prefill_done < tokens * 3 // 5:
+            time.sleep(0.01)
+        start = time.perf_counter()
+        self.submit(100, 1).wait()
+        first = time.perf_counter() - start
+        time.sleep(0.3)
+        start = time.perf_counter()
+        long.cancel()
+        long.wait()
+        while self.engine.metrics().running > 0:
+            time.sleep(0.001)
+        return first, time.perf_counter() - start
+
     def batch_rate(self, tokens: int, batch: int) -> float:
         """Decoded tokens/s of all sequences together, prefills taken off."""
 
@@ -174,6 +193,9 @@ def main() -> int:
     batch = max(job.batch_rate(2048, BATCH) for _ in range(args.rounds))
     add(f"decode at 2048, batch {BATCH}", batch, "tokens/s", BATCH / floors.decode(2048, BATCH))
     add(f"batch {BATCH} over batch 1 at 2048", batch / single, "times")
+    first, cancelled = job.promptness(lengths[-1])
+    add("first token beside a long prefill", first, "s")
+    add("cancelling a long prefill", cancelled, "s")
     plan = job.engine.plan
     record = {
         "benchmark": "cuda_reference_job",

@@ -26,6 +26,7 @@ def main() -> int:
         (Path(scratch) / gguf.name).symlink_to(gguf)
         command = [sys.executable, "-m", "longspan.cli", "eval", "passkey", gguf.name]
         command += ["--length", "32768", "--rope-scaling-factor", "4", "--rounds", "10"]
+        command += ["--device", "cpu"]
         run = subprocess.run([*command, "--seed", "0", "--json", written.name], cwd=scratch)
         if written.exists():
             path.write_text(written.read_text())  # also what an interrupted run has found

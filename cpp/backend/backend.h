@@ -34,6 +34,7 @@ struct DeviceTraits {
   int64_t prefill_tokens = 0;     ///< most prefill tokens in one step, unless the config says
   int64_t logit_rows = 0;         ///< rows of logits at once
   double flops_per_second = 0.0;  ///< first guess at the rate of a prefill
+  double step_seconds = 1.0;      ///< how long a step may take
   bool deterministic = false;     ///< results never depend on company or chunks, bit for bit
 };
 

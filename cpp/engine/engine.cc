@@ -139,7 +139,7 @@ class Engine::Impl {
           pool(impl.plan_.num_blocks),
           scheduler(pool, make_prefix_cache(impl.config_), impl.config_.cache_block_seq_len,
                     impl.config_.max_batch_size, impl.config_.max_prefill_token_num),
-          cost(impl.model_, backend->traits().flops_per_second),
+          cost(impl.model_, backend->traits().flops_per_second, backend->traits().step_seconds),
           runner(impl.model_, *backend, decoder, cache,
                  decoder_limits(impl.config_, backend->traits()).max_logit_rows,
                  [&impl] { return impl.closing_.load(); }) {}

@@ -3,20 +3,20 @@
 namespace longspan {
 namespace {
 
-constexpr double kTargetSeconds = 1.0;  // cancellation and progress stay prompt
-constexpr int64_t kMinChunk = 64;       // below this a step is mostly overhead
-constexpr double kNewWeight = 0.3;      // of the latest step in the running average
+constexpr int64_t kMinChunk = 64;   // below this a step is mostly overhead
+constexpr double kNewWeight = 0.3;  // of the latest step in the running average
 // Small steps measure memory bandwidth and overhead, not arithmetic.
 constexpr double kMinMeasuredSeconds = 0.01;
 
 }  // namespace
 
-StepCost::StepCost(const ModelConfig& c, double flops_per_second)
+StepCost::StepCost(const ModelConfig& c, double flops_per_second, double target_seconds)
     : flops_per_token_(2.0 * static_cast<double>(c.num_layers) *
                        static_cast<double>(c.hidden_size) *
                        static_cast<double>((2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim +
                                            3 * c.intermediate_size)),
       flops_per_pair_(4.0 * static_cast<double>(c.num_layers * c.num_heads * c.head_dim)),
+      target_seconds_(target_seconds),
       flops_per_second_(flops_per_second) {}
 
 double StepCost::flops(int64_t tokens, int64_t first_position) const {
@@ -26,7 +26,8 @@ double StepCost::flops(int64_t tokens, int64_t first_position) const {
 
 int64_t StepCost::fitting_tokens(int64_t wanted, int64_t first_position) const {
   int64_t tokens = wanted;
-  while (tokens > kMinChunk && flops(tokens, first_position) > flops_per_second_ * kTargetSeconds) {
+  while (tokens > kMinChunk &&
+         flops(tokens, first_position) > flops_per_second_ * target_seconds_) {
     tokens = (tokens + 1) / 2;
   }
   return tokens;

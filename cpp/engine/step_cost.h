@@ -11,8 +11,9 @@ namespace longspan {
 /// results do not depend on.
 class StepCost {
  public:
-  /// flops_per_second: a first guess at the rate, until steps have been measured.
-  StepCost(const ModelConfig& config, double flops_per_second);
+  /// flops_per_second: a first guess at the rate, until steps have been measured. target_seconds:
+  /// how long a step may take, so that cancellation, progress and other requests stay prompt.
+  StepCost(const ModelConfig& config, double flops_per_second, double target_seconds = 1.0);
 
   /// FLOPs of `tokens` tokens whose first stands at first_position: 2 per weight of a linear, and
   /// 4 head_dim per query head, query and key (Q K^T and P V, causal half counted).
@@ -28,6 +29,7 @@ class StepCost {
  private:
   double flops_per_token_;  // linears
   double flops_per_pair_;   // attention, per (query, key)
+  double target_seconds_;
   double flops_per_second_;
 };
 

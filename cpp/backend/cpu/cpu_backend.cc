@@ -34,7 +34,11 @@ std::string CpuBackend::describe() const {
 }
 
 DeviceTraits CpuBackend::traits() const {
-  return {.prefill_tokens = 512, .logit_rows = 16, .flops_per_second = 5e10, .deterministic = true};
+  return {.prefill_tokens = 512,
+          .logit_rows = 16,
+          .flops_per_second = 5e10,
+          .step_seconds = 1.0,
+          .deterministic = true};
 }
 
 int64_t CpuBackend::packed_linear_bytes(int64_t out_features, int64_t in_features) const {

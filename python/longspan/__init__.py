@@ -20,6 +20,7 @@ from longspan._core import (
 from longspan.config import EngineConfig, GenerationConfig, TurbomindEngineConfig
 from longspan.pipeline import Pipeline, pipeline
 from longspan.response import Perplexity, Response
+from longspan.session import Session
 
 cuda_libraries.tell_engine()
 
@@ -41,6 +42,7 @@ __all__ = [
     "Pipeline",
     "Response",
     "RopeProfile",
+    "Session",
     "TurbomindEngineConfig",
     "Unsupported",
     "backends",

@@ -163,6 +163,19 @@ def test_wrong_usage() -> None:
     assert call("nonsense").exit_code == 2
 
 
+def test_generate_streams(tiny_llama: TinyLlama) -> None:
+    """The first text is out long before the last."""
+    model = tiny_llama(max_position_embeddings=200_000)
+    command = [sys.executable, "-m", "longspan.cli", "generate", str(model), "Hi", "--raw"]
+    process = subprocess.Popen([*command, "--max-new-tokens", "150000"], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None and process.stdout.read(1)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_chat_takes_lines(tiny_llama: TinyLlama, tmp_path: Path) -> None:
     note = tmp_path / "note.txt"
     note.write_text("The key is 7.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from longspan._core import InvalidArgument
 from longspan.cli.options import SOURCE, Json, Model, command_line, engine_options
+from longspan.cli.terminal import show
 from longspan.config import EngineConfig, GenerationConfig
 
 
@@ -55,6 +57,7 @@ def generate(
     )
     from longspan.eval.record import Record, engine_facts, sha256_of_text
     from longspan.pipeline import pipeline
+    from longspan.response import Response
 
     settings = {
         "prompt_sha256": sha256_of_text(text),
@@ -74,9 +77,14 @@ def generate(
     ) as record:
         with pipeline(model, EngineConfig(max_batch_size=1, **options)) as pipe:
             record.describe(engine_facts(pipe.engine))
-            response = pipe.infer(text, config, do_preprocess=not raw)
+            pieces = []
+            for piece in pipe.stream_infer(text, config, do_preprocess=not raw):
+                pieces.append(piece)
+                if json != "-":
+                    show(piece.text)
         if json != "-":
-            typer.echo(response.text)
+            typer.echo()
+        response = reduce(Response.extend, pieces)
         record.add(response)
         record.finish({"finish_reason": response.finish_reason})
 

@@ -71,7 +71,7 @@ class Bench {
   }
   void append(int64_t layer) {
     rotate_append(kernels_, pool_, plan_, layer,
-                  {qkv_data_.data(), DType::kF32, tokens_, qkv_cols(), qkv_cols()}, cache_,
+                  {qkv_data_.data(), DType::kF32, tokens_, qkv_cols(), qkv_cols()}, nullptr, cache_,
                   {q_data_.data(), dtype_, tokens_, q_cols(), q_cols()});
   }
   void attend(int64_t layer) {

@@ -29,6 +29,13 @@ struct AttentionShape {
   int64_t head_dim = 0;      ///< even
 };
 
+/// RMS norm of every head of q and of k before they are rotated: x / rms(x) * weight.
+struct QkNorm {
+  const Buffer& q;  ///< float32 [head_dim], of every query head
+  const Buffer& k;  ///< float32 [head_dim], of every KV head
+  float eps = 0;
+};
+
 /// What a device works best with, for the engine to size its steps by.
 struct DeviceTraits {
   int64_t prefill_tokens = 0;     ///< most prefill tokens in one step, unless the config says
@@ -98,14 +105,15 @@ class Backend {
   /// y = x W^T + bias. x: act [T, in]; y: out or acc [T, out].
   virtual void linear(const MatrixView& x, const PackedLinear& weight, const MatrixView& y) = 0;
 
-  /// Rotates q and k by the step's angles, writes q, and appends k and v to the cache.
+  /// Norms the heads of q and k (unless norm is null), rotates them by the step's angles, writes q,
+  /// and appends k and v to the cache.
   /// Each sequence turns by its RopeProfile: with P = inv_freq.size() pairs, the same in every
   /// profile of a model and at most D / 2, pair (i, i + P) turns and dims from 2 P on pass through.
   /// The query's rotated dims are multiplied by attention_scale().rotated, and, where logn_length
   /// is set, the query at position p as a whole by max(1, ln(p + 1) / ln logn_length).
   /// qkv: out [T, (num_heads + 2 num_kv_heads) D], q | k | v; q_out: act [T, num_heads D].
   virtual void rotate_append(const StepPlan& plan, int64_t layer, const MatrixView& qkv,
-                             const KvCache& cache, const MatrixView& q_out) = 0;
+                             const QkNorm* norm, const KvCache& cache, const MatrixView& q_out) = 0;
 
   /// Causal attention of the step's queries over every cached key of their sequence.
   /// Softmax scale: attention_scale() of the profile, attention_factor^2 / sqrt(D) where heads

@@ -79,8 +79,8 @@ void CpuBackend::linear(const MatrixView& x, const PackedLinear& weight, const M
   cpu::linear(kernels_, pool_, x, packed(weight), y);
 }
 void CpuBackend::rotate_append(const StepPlan& plan, int64_t layer, const MatrixView& qkv,
-                               const KvCache& cache, const MatrixView& q_out) {
-  cpu::rotate_append(kernels_, pool_, planned(plan), layer, qkv, cache, q_out);
+                               const QkNorm* norm, const KvCache& cache, const MatrixView& q_out) {
+  cpu::rotate_append(kernels_, pool_, planned(plan), layer, qkv, norm, cache, q_out);
 }
 void CpuBackend::attention(const StepPlan& plan, int64_t layer, const MatrixView& q,
                            const KvCache& cache, const MatrixView& out) {

@@ -6,7 +6,8 @@
 namespace longspan::cpu {
 
 void rotate_append(const Kernels& kernels, ThreadPool& pool, const CpuStepPlan& plan, int64_t layer,
-                   const MatrixView& qkv, const KvCache& cache, const MatrixView& q_out) {
+                   const MatrixView& qkv, const QkNorm* norm, const KvCache& cache,
+                   const MatrixView& q_out) {
   const AttentionShape& shape = plan.shape();
   const int64_t d = shape.head_dim;
   const int64_t group = shape.num_heads / shape.num_kv_heads;
@@ -33,6 +34,11 @@ void rotate_append(const Kernels& kernels, ThreadPool& pool, const CpuStepPlan& 
     task.k = qkv.row<const float>(token) + (shape.num_heads + head) * d;
     task.v = task.k + shape.num_kv_heads * d;
     task.stride = qkv.stride;
+    if (norm != nullptr) {
+      task.q_norm = norm->q.as<const float>();
+      task.k_norm = norm->k.as<const float>();
+      task.norm_eps = norm->eps;
+    }
     task.q_out =
         q_out.rows_from(token, unit.count).row<char>(0) + head * group * d * size_of(q_out.dtype);
     task.q_stride = q_out.stride;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "backend/backend.h"
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/step_plan.h"
 #include "core/matrix.h"
@@ -10,6 +11,7 @@ namespace longspan::cpu {
 /// Backend::rotate_append. One thread appends all of a step's tokens of a (key tile, KV head), so
 /// that no two threads write to one cache line.
 void rotate_append(const Kernels& kernels, ThreadPool& pool, const CpuStepPlan& plan, int64_t layer,
-                   const MatrixView& qkv, const KvCache& cache, const MatrixView& q_out);
+                   const MatrixView& qkv, const QkNorm* norm, const KvCache& cache,
+                   const MatrixView& q_out);
 
 }  // namespace longspan::cpu

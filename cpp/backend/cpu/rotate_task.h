@@ -4,7 +4,8 @@
 
 namespace longspan::cpu {
 
-/// Tokens of one sequence within one key tile, under one KV head: rotate q and k, append k and v.
+/// Tokens of one sequence within one key tile, under one KV head: norm and rotate q and k, append
+/// k and v.
 /// Rows of q, k and v are `stride` floats apart; q holds the group's heads one after another.
 struct RotateTask {
   int64_t count = 0;      ///< tokens
@@ -20,6 +21,9 @@ struct RotateTask {
   const float* k = nullptr;        ///< [count][head_dim]
   const float* v = nullptr;        ///< [count][head_dim]
   int64_t stride = 0;
+  const float* q_norm = nullptr;  ///< [head_dim] or null: no norm
+  const float* k_norm = nullptr;  ///< [head_dim] or null: no norm
+  float norm_eps = 0;
   void* q_out = nullptr;  ///< act [count][group * head_dim], tokens q_stride elements apart
   int64_t q_stride = 0;
   void* k_tile = nullptr;  ///< see KvTiles

@@ -172,7 +172,7 @@ void CudaBackend::linear(const MatrixView& x, const PackedLinear& weight, const 
 }
 
 void CudaBackend::rotate_append(const StepPlan& plan, int64_t layer, const MatrixView& qkv,
-                                const KvCache& cache, const MatrixView& q_out) {
+                                const QkNorm* norm, const KvCache& cache, const MatrixView& q_out) {
   RotateAppendArgs args;
   args.plan = planned(plan).view();
   args.kv = KvLayout::of(cache.shape, cache.pool.data());
@@ -181,6 +181,11 @@ void CudaBackend::rotate_append(const StepPlan& plan, int64_t layer, const Matri
   args.q_out = q_out.row<__nv_bfloat16>(0);
   args.q_stride = q_out.stride;
   args.num_heads = static_cast<int32_t>(planned(plan).shape().num_heads);
+  if (norm != nullptr) {
+    args.q_norm = norm->q.as<const float>();
+    args.k_norm = norm->k.as<const float>();
+    args.norm_eps = norm->eps;
+  }
   args.q_factor = planned(plan).query_factor();
   cuda::rotate_append(args, stream_);
 }

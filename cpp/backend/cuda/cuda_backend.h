@@ -45,7 +45,7 @@ class CudaBackend final : public Backend {
   void rms_norm(const MatrixView* delta, const MatrixView& residual, const Buffer& weight,
                 float eps, const MatrixView& out) override;
   void linear(const MatrixView& x, const PackedLinear& weight, const MatrixView& y) override;
-  void rotate_append(const StepPlan& plan, int64_t layer, const MatrixView& qkv,
+  void rotate_append(const StepPlan& plan, int64_t layer, const MatrixView& qkv, const QkNorm* norm,
                      const KvCache& cache, const MatrixView& q_out) override;
   void attention(const StepPlan& plan, int64_t layer, const MatrixView& q, const KvCache& cache,
                  const MatrixView& out) override;

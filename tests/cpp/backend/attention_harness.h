@@ -6,6 +6,7 @@
 #include <limits>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -84,6 +85,9 @@ class AttentionHarness {
 
   /// A sequence's profile, to be changed before its first step.
   RopeProfile& profile(int64_t seq) { return *sequences_[static_cast<size_t>(seq)].profile; }
+
+  /// From now on heads are normed before they are rotated; the buffers must outlive this.
+  void set_norm(const Buffer& q, const Buffer& k, float eps) { norm_.emplace(QkNorm{q, k, eps}); }
 
   /// A sequence of which only tokens [start, start + length) are known: all keys share one block.
   int64_t add_far_sequence(int64_t start, int64_t length, double theta, uint64_t seed) {
@@ -171,7 +175,7 @@ class AttentionHarness {
     const MatrixView q{q_data.data(), dtype_, tokens, q_cols(), stride};
     const MatrixView out{out_data.data(), dtype_, tokens, q_cols(), stride};
     plan_.plan(input, pool_);
-    rotate_append(kernels_, pool_, plan_, kLayer, qkv_view, cache_, q);
+    rotate_append(kernels_, pool_, plan_, kLayer, qkv_view, norm_ ? &*norm_ : nullptr, cache_, q);
     last_q_ = reference::read(q);
     if (attend) attention(kernels_, pool_, plan_, kLayer, q, cache_, out);
     return reference::read(out);
@@ -251,6 +255,7 @@ class AttentionHarness {
   std::vector<int32_t> free_blocks_;
   std::vector<TestSequence> sequences_;
   reference::Matrix last_q_{0, 0};
+  std::optional<QkNorm> norm_;
 };
 
 }  // namespace longspan::cpu

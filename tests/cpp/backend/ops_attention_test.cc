@@ -119,7 +119,7 @@ class AttentionOps : public Ops {
     const DeviceMatrix q = matrix(act(), values.rows, q_cols());
     const DeviceMatrix result = matrix(act(), values.rows, q_cols());
     backend().plan_step(*plan_, input, cache_);
-    backend().rotate_append(*plan_, kLayer, qkv.view(), cache_, q.view());
+    backend().rotate_append(*plan_, kLayer, qkv.view(), nullptr, cache_, q.view());
     if (attend) backend().attention(*plan_, kLayer, q.view(), cache_, result.view());
     return result.read();
   }

@@ -201,5 +201,59 @@ TEST_P(RotateAppend, ScalesQueriesByLogN) {
   EXPECT_GT(std::abs(expected.at(99, 0) / unscaled.at(99, 0)), 1.2);
 }
 
+/// Qwen 3's norm: each head of q by one weight, each of k by another, before they are rotated.
+TEST_P(RotateAppend, NormsEachHeadBeforeRotating) {
+  const auto weight_of = [](const reference::Matrix& values) {
+    Buffer buffer = allocate_host(values.cols * 4);
+    reference::write(values, {buffer.data(), DType::kF32, 1, values.cols, values.cols});
+    return buffer;
+  };
+  for (const int64_t head_dim : {8, 20, 64, 128}) {
+    SCOPED_TRACE(testing::Message() << "head_dim " << head_dim);
+    constexpr double kEps = 0.25;  // large enough to be missed
+    const AttentionShape shape{4, 2, head_dim};
+    AttentionHarness harness(GetParam().kernels(), GetParam().dtype, shape, 64, 2, 100, 300);
+    const reference::Matrix q_weight = reference::random_matrix(1, head_dim, 2.0, 8);
+    const reference::Matrix k_weight = reference::random_matrix(1, head_dim, 2.0, 9);
+    const Buffer q_norm = weight_of(q_weight);
+    const Buffer k_norm = weight_of(k_weight);
+    harness.set_norm(q_norm, k_norm, kEps);
+    const int64_t length = 70;
+    const int64_t seq = harness.add_sequence(length, 10000.0, 1.0, 1);
+    harness.step({{seq, 0, length}}, false);
+    const TestSequence& sequence = harness.sequence(seq);
+
+    reference::Matrix normed = sequence.qkv;
+    for (int64_t t = 0; t < length; ++t) {
+      for (int64_t col = 0; col < harness.q_cols() + harness.kv_cols(); col += head_dim) {
+        reference::Matrix head(1, head_dim);
+        for (int64_t d = 0; d < head_dim; ++d) head.at(0, d) = normed.at(t, col + d);
+        head =
+            reference::rms_norm(head, (col < harness.q_cols() ? q_weight : k_weight).row(0), kEps);
+        for (int64_t d = 0; d < head_dim; ++d) normed.at(t, col + d) = head.at(0, d);
+      }
+    }
+    std::vector<int64_t> positions(static_cast<size_t>(length));
+    std::iota(positions.begin(), positions.end(), 0);
+    const reference::Matrix rotated =
+        reference::rotate(normed, head_dim, positions, sequence.profile->inv_freq);
+    const KvTiles tiles(harness.cache().shape, GetParam().dtype);
+    double worst = 0;
+    for (int64_t t = 0; t < length; ++t) {
+      for (int64_t c = 0; c < harness.q_cols(); ++c) {
+        worst = std::max(worst, std::abs(harness.last_q().at(t, c) - rotated.at(t, c)));
+      }
+      for (int64_t c = 0; c < harness.kv_cols(); ++c) {
+        const char* tile = harness.cache().pool.as<char>() +
+                           tiles.k_offset(sequence.block_table.data(), t / 64,
+                                          AttentionHarness::kLayer, c / head_dim);
+        const double key = packed_element(tile, c % head_dim, t % 64, head_dim);
+        worst = std::max(worst, std::abs(key - rotated.at(t, harness.q_cols() + c)));
+      }
+    }
+    EXPECT_LE(worst, GetParam().tolerance());
+  }
+}
+
 }  // namespace
 }  // namespace longspan::cpu

@@ -12,6 +12,16 @@
   for (int64_t d = 2 * pairs; d < head_dim; ++d) out[d] = x[d];
 }
 
+/// x / rms(x) * weight in `out`; x itself where weight is null.
+inline const float* norm_head(const float* x, const float* weight, float eps, int64_t head_dim,
+                              float* out) {
+  if (weight == nullptr) return x;
+  const float mean = sum_of_squares(x, head_dim) / static_cast<float>(head_dim);
+  const float scale = 1.0f / std::sqrt(mean + eps);
+  for (int64_t d = 0; d < head_dim; ++d) out[d] = x[d] * scale * weight[d];
+  return out;
+}
+
 /// Index within the tile of keys of element d of key n.
 template <class Act>
 inline int64_t key_index(int64_t d, int64_t n, int64_t head_dim) {
@@ -93,6 +103,7 @@ inline void append_values(const RotateTask& task, bf16_t* tile) {
 template <class Act>
 inline void rotate_append(const RotateTask& task) {
   const int64_t pairs = task.rotary_pairs;
+  float* normed = task.scratch + kKeyTile * task.head_dim;  // append_keys has no use for it yet
   for (int64_t t = 0; t < task.count; ++t) {
     const float* cos = task.cos + t * pairs;
     const float* sin = task.sin + t * pairs;
@@ -100,8 +111,9 @@ inline void rotate_append(const RotateTask& task) {
     const float rotated_scale = scale * task.rotated_scale;
     Act* q_out = static_cast<Act*>(task.q_out) + t * task.q_stride;
     for (int64_t g = 0; g < task.group; ++g, q_out += task.head_dim) {
-      rotate_head(task.q + t * task.stride + g * task.head_dim, cos, sin, pairs, task.head_dim,
-                  task.scratch);
+      const float* q = norm_head(task.q + t * task.stride + g * task.head_dim, task.q_norm,
+                                 task.norm_eps, task.head_dim, normed);
+      rotate_head(q, cos, sin, pairs, task.head_dim, task.scratch);
       for (int64_t d = 0; d < 2 * pairs; ++d) store_act(task.scratch[d] * rotated_scale, q_out + d);
       for (int64_t d = 2 * pairs; d < task.head_dim; ++d) {
         store_act(task.scratch[d] * scale, q_out + d);
@@ -109,8 +121,10 @@ inline void rotate_append(const RotateTask& task) {
     }
   }
   for (int64_t t = 0; t < task.count; ++t) {
-    rotate_head(task.k + t * task.stride, task.cos + t * pairs, task.sin + t * pairs, pairs,
-                task.head_dim, task.scratch + t * task.head_dim);
+    const float* k =
+        norm_head(task.k + t * task.stride, task.k_norm, task.norm_eps, task.head_dim, normed);
+    rotate_head(k, task.cos + t * pairs, task.sin + t * pairs, pairs, task.head_dim,
+                task.scratch + t * task.head_dim);
   }
   append_keys(task, task.scratch, static_cast<Act*>(task.k_tile));
   if (task.first_key == 0) std::memset(task.v_tile, 0, static_cast<size_t>(task.v_tile_bytes));

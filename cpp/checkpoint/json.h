@@ -35,7 +35,8 @@ class JsonObject {
 
   const std::string& where() const { return where_; }
   bool has(std::string_view key) const { return find(key) != nullptr; }
-  const Json* find(std::string_view key) const;  ///< null when absent
+  bool has_key(std::string_view key) const { return value_.contains(key); }  ///< null or not
+  const Json* find(std::string_view key) const;                              ///< null when absent
 
   int64_t integer(std::string_view key, int64_t min, int64_t max) const;
   int64_t integer_or(std::string_view key, int64_t fallback, int64_t min, int64_t max) const;

@@ -43,11 +43,6 @@ void require_supported(const JsonObject& config) {
   for (const char* key : {"quantization_config", "compression_config", "attention_chunk_size"}) {
     if (config.has(key)) refuse(key);
   }
-  // Several families write a window and switch it off.
-  const bool windowed = config.has("sliding_window");
-  if (config.boolean_or("use_sliding_window", windowed)) {
-    refuse(windowed ? "sliding_window" : "use_sliding_window");
-  }
   for (const std::string& type : config.texts("layer_types")) {
     require<Unsupported>(type == "full_attention", config.where(),
                          ": layer_types: expected only full_attention, got \"", type, "\"");
@@ -55,6 +50,28 @@ void require_supported(const JsonObject& config) {
   const std::string activation = config.text_or("hidden_act", "silu");
   require<Unsupported>(activation == "silu", config.where(), ": hidden_act: expected silu, got \"",
                        activation, "\"");
+}
+
+/// All of the keys that are there must agree.
+bool read_bias(const JsonObject& config, const BiasRule& rule) {
+  std::string_view first;  // of the keys that are there
+  bool bias = rule.fallback;
+  for (const std::string_view key : rule.keys) {
+    const bool value = config.boolean_or(key, bias);
+    if (!first.empty() && value != bias) {
+      config.fail(key, message("the value of ", first, " (", bias ? "true" : "false", ")"));
+    }
+    if (config.has(key)) first = key;
+    bias = value;
+  }
+  return bias;
+}
+
+int64_t read_sliding_window(const JsonObject& config, const ConfigDialect& dialect) {
+  // Several families write a window and switch it off.
+  if (!config.boolean_or("use_sliding_window", dialect.use_sliding_window)) return 0;
+  const bool unsaid = !config.has_key("sliding_window");
+  return config.integer_or("sliding_window", unsaid ? dialect.sliding_window : 0, 1, kMaxPositions);
 }
 
 std::vector<int32_t> read_eos(const std::string& model_dir, const JsonObject& config) {
@@ -80,8 +97,7 @@ std::vector<int32_t> read_eos(const std::string& model_dir, const JsonObject& co
 }  // namespace
 
 ModelConfig read_model_config(const std::string& model_dir, std::string_view hf_overrides,
-                              double rope_scaling_factor,
-                              const std::function<void(std::string_view)>& check_architecture) {
+                              double rope_scaling_factor, const FindDialect& find_dialect) {
   require_model_dir(model_dir);
   Json json = read_json(model_dir, "config.json");
   std::string where = "config.json";
@@ -93,7 +109,7 @@ ModelConfig read_model_config(const std::string& model_dir, std::string_view hf_
 
   ModelConfig m;
   m.architecture = read_architecture(config);
-  if (check_architecture) check_architecture(m.architecture);
+  const ConfigDialect dialect = find_dialect(m.architecture);
   require_supported(config);
   m.vocab_size = config.integer("vocab_size", 1, kMaxVocab);
   m.hidden_size = config.integer("hidden_size", 1, kMaxHidden);
@@ -111,8 +127,11 @@ ModelConfig read_model_config(const std::string& model_dir, std::string_view hf_
     config.fail("rms_norm_eps", "a number in [0, 1]");
   }
   m.tie_word_embeddings = config.boolean_or("tie_word_embeddings", false);
-  m.attention_bias = config.boolean_or("attention_bias", false);
-  m.mlp_bias = config.boolean_or("mlp_bias", false);
+  m.qkv_bias = read_bias(config, dialect.qkv_bias);
+  m.o_bias = read_bias(config, dialect.o_bias);
+  m.mlp_bias = read_bias(config, dialect.mlp_bias);
+  m.qk_norm = dialect.qk_norm;
+  m.sliding_window = read_sliding_window(config, dialect);
   m.max_position_embeddings = read_native_length(config);
   m.rope = read_rope(config, m.head_dim, m.max_position_embeddings, rope_scaling_factor);
   m.eos_token_ids = read_eos(model_dir, config);

@@ -253,8 +253,8 @@ class Engine::Impl {
 
 std::unique_ptr<Engine> Engine::load(const std::string& model_dir, const EngineConfig& config,
                                      const LoadProgress& progress) {
-  ModelConfig model = read_model_config(model_dir, config.hf_overrides, config.rope_scaling_factor,
-                                        find_architecture);
+  ModelConfig model =
+      read_model_config(model_dir, config.hf_overrides, config.rope_scaling_factor, config_dialect);
   EngineConfig resolved = resolve_engine_config(config, model);
   if (resolved.num_threads == 0) resolved.num_threads = available_cpus();
   std::unique_ptr<Backend> backend =

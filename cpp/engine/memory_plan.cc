@@ -22,6 +22,11 @@ EngineConfig resolve_engine_config(const EngineConfig& config, const ModelConfig
                            "session_len: expected 0 (the model's own) to ", kMaxSessionLen,
                            " tokens, got ", c.session_len);
   if (c.session_len == 0) c.session_len = model.max_position_embeddings;
+  // Within the window, attention is as without one.
+  require<Unsupported>(model.sliding_window == 0 || c.session_len <= model.sliding_window,
+                       "session_len: expected at most ", model.sliding_window,
+                       ", the sliding_window of config.json, which is not supported, got ",
+                       c.session_len);
   require<InvalidArgument>(c.max_batch_size >= 1 && c.max_batch_size <= 4096,
                            "max_batch_size: expected an integer in [1, 4096], got ",
                            c.max_batch_size);
@@ -98,8 +103,8 @@ MemoryPlan plan_memory(const std::string& model_dir, const EngineConfig& config,
                        int64_t device_bytes) {
   require<InvalidArgument>(device_bytes >= 0, "device_bytes: expected an integer >= 0, got ",
                            device_bytes);
-  const ModelConfig model = read_model_config(model_dir, config.hf_overrides,
-                                              config.rope_scaling_factor, find_architecture);
+  const ModelConfig model =
+      read_model_config(model_dir, config.hf_overrides, config.rope_scaling_factor, config_dialect);
   EngineConfig resolved = resolve_engine_config(config, model);
   const auto backend = make_backend(config.device, config.dtype, config.num_threads);
   take_device_defaults(resolved, *backend);

@@ -23,6 +23,7 @@ struct LayerTensors {
   WeightView input_norm;           ///< [hidden_size]
   LinearTensors q, k, v;           ///< [heads * head_dim, hidden_size], heads in order
   LinearTensors o;                 ///< [hidden_size, num_heads * head_dim]
+  WeightView q_norm, k_norm;       ///< [head_dim]; data is null where heads are not normed
   WeightView post_attention_norm;  ///< [hidden_size]
   LinearTensors gate, up;          ///< [intermediate_size, hidden_size]
   LinearTensors down;              ///< [hidden_size, intermediate_size]
@@ -35,11 +36,13 @@ struct OuterTensors {
   WeightView head;        ///< [vocab_size, hidden_size]; data is null when tied to the embedding
 };
 
-/// A family of models: where its tensors are. The forward pass is common to all (decoder.h).
+/// A family of models: what its config.json means and where its tensors are. The forward pass is
+/// common to all (decoder.h).
 class Architecture {
  public:
   virtual ~Architecture() = default;
   virtual std::string_view name() const = 0;  ///< config.json's architectures[0]
+  virtual ConfigDialect dialect() const = 0;
   virtual OuterTensors outer(const ModelConfig& config, const Checkpoint& checkpoint) const = 0;
   virtual LayerTensors layer(const ModelConfig& config, const Checkpoint& checkpoint,
                              int64_t index) const = 0;
@@ -50,7 +53,14 @@ class Architecture {
 /// Throws Unsupported, listing the known families.
 const Architecture& find_architecture(std::string_view name);
 
-/// LlamaForCausalLM.
+/// What the family's config.json means. Throws as find_architecture.
+ConfigDialect config_dialect(std::string_view name);
+
+const Architecture& internlm2_architecture();
+const Architecture& internlm3_architecture();
 const Architecture& llama_architecture();
+const Architecture& mistral_architecture();
+const Architecture& qwen2_architecture();
+const Architecture& qwen3_architecture();
 
 }  // namespace longspan

@@ -47,7 +47,8 @@ bool Decoder::forward(const StepInput& input, const KvCache& cache, bool cache_o
     const LayerWeights& layer = weights_.layers[static_cast<size_t>(i)];
     backend_.rms_norm(pending, residual, layer.input_norm, eps, normed);
     layer.qkv->forward(backend_, normed, qkv);
-    backend_.rotate_append(*plan_, i, qkv, nullptr, cache, q);
+    const QkNorm norm{layer.q_norm, layer.k_norm, eps};
+    backend_.rotate_append(*plan_, i, qkv, config_.qk_norm ? &norm : nullptr, cache, q);
     if (cache_only && i + 1 == config_.num_layers) return after_layer(i + 1);
     backend_.attention(*plan_, i, q, cache, attention);
     layer.o->forward(backend_, communicator_, attention, delta);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <functional>
 #include <mutex>
 #include <set>
 #include <thread>
@@ -20,13 +21,33 @@ struct Task {
   std::function<void()> pack;
 };
 
+/// Slices of one tensor that adjoin become one, so that a packed tensor is checked and released as
+/// the whole it is in the file.
+std::vector<WeightView> merged(std::vector<WeightView> views) {
+  std::ranges::sort(views, std::less<const void*>(), &WeightView::data);
+  std::vector<WeightView> out;
+  for (const WeightView& view : views) {
+    WeightView* last = out.empty() ? nullptr : &out.back();
+    if (last == nullptr || last->name != view.name) {
+      out.push_back(view);
+    } else if (last->rows == 1) {  // of a vector
+      last->cols += view.cols;
+      last->stride += view.cols;
+    } else {
+      last->rows += view.rows;
+    }
+  }
+  return out;
+}
+
+/// The tensors behind linears. Where a linear has slices of a tensor, together they have all of it.
 std::vector<WeightView> tensors_of(std::initializer_list<const LinearTensors*> linears) {
   std::vector<WeightView> all;
   for (const LinearTensors* linear : linears) {
     all.insert(all.end(), linear->parts.begin(), linear->parts.end());
     all.insert(all.end(), linear->bias.begin(), linear->bias.end());
   }
-  return all;
+  return merged(std::move(all));
 }
 
 /// Refuses a checkpoint with tensors that nobody asked for: it is not what config.json says it is.
@@ -142,6 +163,10 @@ DecoderWeights load_weights(const ModelConfig& config, const Checkpoint& checkpo
     LayerWeights& to = weights.layers[i];
     add_vector(from.input_norm, to.input_norm);
     add_column(to.qkv, {&from.q, &from.k, &from.v});
+    if (config.qk_norm) {
+      add_vector(from.q_norm, to.q_norm);
+      add_vector(from.k_norm, to.k_norm);
+    }
     add_row(to.o, from.o);
     add_vector(from.post_attention_norm, to.post_attention_norm);
     add_column(to.gate_up, {&from.gate, &from.up});
@@ -163,7 +188,8 @@ int64_t weight_bytes(const ModelConfig& c, const Backend& backend, int64_t tp_si
       backend.packed_linear_bytes((heads + 2 * kv_heads) * c.head_dim, c.hidden_size) +
       backend.packed_linear_bytes(c.hidden_size, heads * c.head_dim) +
       backend.packed_linear_bytes(2 * inner, c.hidden_size) +
-      backend.packed_linear_bytes(c.hidden_size, inner) + 2 * norm;
+      backend.packed_linear_bytes(c.hidden_size, inner) + 2 * norm +
+      (c.qk_norm ? 2 * c.head_dim * 4 : 0);
   const int64_t table = backend.packed_linear_bytes(c.vocab_size, c.hidden_size);
   return c.num_layers * layer + (c.tie_word_embeddings ? 1 : 2) * table + norm;
 }
@@ -172,8 +198,10 @@ int64_t num_parameters(const ModelConfig& c) {
   const int64_t q = c.num_heads * c.head_dim;
   const int64_t kv = c.num_kv_heads * c.head_dim;
   int64_t layer = c.hidden_size * (2 * q + 2 * kv + 3 * c.intermediate_size + 2);
-  if (c.attention_bias) layer += q + 2 * kv + c.hidden_size;
+  if (c.qkv_bias) layer += q + 2 * kv;
+  if (c.o_bias) layer += c.hidden_size;
   if (c.mlp_bias) layer += 2 * c.intermediate_size + c.hidden_size;
+  if (c.qk_norm) layer += 2 * c.head_dim;
   const int64_t tables = (c.tie_word_embeddings ? 1 : 2) * c.vocab_size * c.hidden_size;
   return c.num_layers * layer + tables + c.hidden_size;
 }

@@ -14,6 +14,7 @@ namespace longspan {
 struct LayerWeights {
   Buffer input_norm;                        ///< float32 [hidden_size]
   std::optional<ColumnParallelLinear> qkv;  ///< q | k | v
+  Buffer q_norm, k_norm;                    ///< float32 [head_dim]; empty unless config.qk_norm
   std::optional<RowParallelLinear> o;
   Buffer post_attention_norm;                   ///< float32 [hidden_size]
   std::optional<ColumnParallelLinear> gate_up;  ///< gate | up

@@ -50,7 +50,7 @@ def inverse_frequencies(config: LlamaConfig, length: int, factor: float = 0.0) -
     rope = dict(config.rope_parameters)
     if factor:
         rope |= {"rope_type": "dynamic", "factor": factor}
-    dim = config.head_dim
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     base = float(rope["rope_theta"])
     stretch = 1.0
     if rope["rope_type"] == "linear":
@@ -199,27 +199,44 @@ def smollm2_reference(
     return ids, positions, logits, nll
 
 
-@functools.cache
+TINY_SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 256,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
 def tiny_llama(**options: Any) -> tuple[Oracle, str]:
-    """A random Llama and its directory. Weights are drawn so that every part matters: activations
-    stay of order one and attention is far from uniform, logits spread over several units."""
-    sizes: dict[str, Any] = {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "vocab_size": 256,
-        "max_position_embeddings": 256,
-        "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
+    return tiny("Llama", **options)
+
+
+@functools.cache
+def tiny(family: str, **options: Any) -> tuple[Oracle, str]:
+    """A random model of a family, "Llama" or the like as transformers names it, and its
+    directory."""
     rope_parameters = {"rope_type": "default", "rope_theta": 10000.0}
     rope_parameters |= dict(options.pop("rope", ()))
-    config = LlamaConfig(**(sizes | options), rope_parameters=rope_parameters, dtype="float32")
-    model = LlamaForCausalLM(config)
+    make_config = getattr(transformers, f"{family}Config")
+    sizes = TINY_SIZES | options
+    config = make_config(**sizes, rope_parameters=rope_parameters, dtype="float32")
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    draw(model)
+    path = tempfile.mkdtemp(dir=scratch(), prefix="tiny-")
+    model.save_pretrained(path)
+    return Oracle(model), path
+
+
+def draw(model: Any) -> None:
+    """Draws weights so that every part matters: activations stay of order one and attention is far
+    from uniform, logits spread over several units."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -228,14 +245,11 @@ def tiny_llama(**options: Any) -> tuple[Oracle, str]:
                 weight.copy_(1.0 + 0.2 * noise)
             elif name.endswith("bias"):
                 weight.copy_(0.3 * noise)
-            elif "embed_tokens" in name and not config.tie_word_embeddings:
+            elif "embed_tokens" in name and not model.config.tie_word_embeddings:
                 weight.copy_(noise)
             else:
                 gain = 2.0 if "q_proj" in name or "lm_head" in name else 1.0
                 weight.copy_(gain * noise / math.sqrt(weight.shape[1]))
-    path = tempfile.mkdtemp(dir=scratch(), prefix="tiny-")
-    model.save_pretrained(path)
-    return Oracle(model), path
 
 
 def at(path: str, dtype: torch.dtype = torch.float32) -> Oracle:

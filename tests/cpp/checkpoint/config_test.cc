@@ -2,7 +2,9 @@
 
 #include "checkpoint/files.h"
 #include "checkpoint/model_config.h"
+#include "core/check.h"
 #include "longspan/error.h"
+#include "model/architecture.h"
 
 namespace longspan {
 namespace {
@@ -29,7 +31,7 @@ json llama() {
 }
 
 ModelConfig read(const TempDir& dir, const std::string& overrides = "", double factor = 0.0) {
-  return read_model_config(dir.path(), overrides, factor);
+  return read_model_config(dir.path(), overrides, factor, config_dialect);
 }
 
 TEST(Config, ReadsALlama) {
@@ -46,8 +48,11 @@ TEST(Config, ReadsALlama) {
   EXPECT_EQ(m.head_dim, 64);
   EXPECT_EQ(m.rms_norm_eps, 1e-5);
   EXPECT_TRUE(m.tie_word_embeddings);
-  EXPECT_FALSE(m.attention_bias);
+  EXPECT_FALSE(m.qkv_bias);
+  EXPECT_FALSE(m.o_bias);
   EXPECT_FALSE(m.mlp_bias);
+  EXPECT_FALSE(m.qk_norm);
+  EXPECT_EQ(m.sliding_window, 0);
   EXPECT_EQ(m.max_position_embeddings, 8192);
   EXPECT_EQ(m.rope.theta, 100000.0);
   EXPECT_EQ(m.rope.type, "default");
@@ -150,6 +155,8 @@ TEST(Config, RefusesHostileValuesNamingTheField) {
       {"hidden_act", 3, "hidden_act: expected a string, got 3"},
       {"rope_theta", "1e4", "rope_theta: expected a number, got \"1e4\""},
       {"rope_scaling", "dynamic", "rope_scaling: expected an object, got \"dynamic\""},
+      {"sliding_window", 0, "sliding_window: expected an integer in [1, 268435456], got 0"},
+      {"use_sliding_window", "no", "use_sliding_window: expected true or false, got \"no\""},
   };
   for (const Bad& bad : table) {
     SCOPED_TRACE(std::string(bad.key) + " = " + bad.value.dump());
@@ -164,8 +171,6 @@ TEST(Config, RefusesWhatIsNotBuiltNamingTheField) {
   const TempDir dir;
   const std::vector<Bad> table = {
       {"hidden_act", "gelu", "hidden_act: expected silu, got \"gelu\""},
-      {"sliding_window", 4096, "sliding_window: not supported, got 4096"},
-      {"use_sliding_window", true, "use_sliding_window: not supported, got true"},
       {"quantization_config", {{"bits", 4}}, "quantization_config: not supported, got an object"},
       {"attention_chunk_size", 8192, "attention_chunk_size: not supported"},
       {"layer_types", {"full_attention", "sliding_attention"}, "layer_types: expected only"},
@@ -184,6 +189,79 @@ TEST(Config, RefusesWhatIsNotBuiltNamingTheField) {
                  {"layer_types", {"full_attention"}}});
   dir.write("config.json", config.dump());
   EXPECT_EQ(read(dir).num_layers, 30);
+}
+
+struct Family {
+  const char* architecture;
+  json config;
+  std::string biases;  ///< of "q", "o" and "m": those of q, k and v, of o and of the MLP
+  bool qk_norm = false;
+};
+
+TEST(Config, FamiliesSayWhichBiasesAndNormsThereAre) {
+  const TempDir dir;
+  const std::vector<Family> table = {
+      {"LlamaForCausalLM", {{"attention_bias", true}}, "qo"},
+      {"LlamaForCausalLM", {{"mlp_bias", true}}, "m"},
+      {"MistralForCausalLM", {{"sliding_window", nullptr}}, ""},
+      {"Qwen2ForCausalLM", json::object(), "q"},
+      {"Qwen3ForCausalLM", json::object(), "", true},
+      {"Qwen3ForCausalLM", {{"attention_bias", true}}, "qo", true},
+      {"InternLM2ForCausalLM", {{"bias", false}}, ""},
+      {"InternLM2ForCausalLM", json::object(), "qo"},  // as its own code has it
+      {"InternLM3ForCausalLM", json::object(), ""},
+      {"InternLM3ForCausalLM", {{"qkv_bias", true}, {"bias", false}}, "q"},
+      {"InternLM3ForCausalLM", {{"qkv_bias", false}, {"bias", true}}, "om"},
+      {"InternLM3ForCausalLM", {{"attention_bias", true}, {"mlp_bias", true}}, "qom"},
+      {"InternLM3ForCausalLM", {{"qkv_bias", true}, {"attention_bias", true}}, "q"},
+  };
+  for (const Family& family : table) {
+    SCOPED_TRACE(message(family.architecture, " ", family.config.dump()));
+    json config = llama();
+    config["architectures"] = {family.architecture};
+    config.update(family.config);
+    dir.write("config.json", config.dump());
+    const ModelConfig m = read(dir);
+    EXPECT_EQ(message(m.qkv_bias ? "q" : "", m.o_bias ? "o" : "", m.mlp_bias ? "m" : ""),
+              family.biases);
+    EXPECT_EQ(m.qk_norm, family.qk_norm);
+    EXPECT_EQ(m.sliding_window, 0);
+  }
+  json config = llama();
+  config.update(
+      {{"architectures", {"InternLM3ForCausalLM"}}, {"qkv_bias", false}, {"attention_bias", true}});
+  dir.write("config.json", config.dump());
+  expect_throw<CheckpointError>([&] { read(dir); },
+                                "config.json: attention_bias: expected the value of qkv_bias "
+                                "(false), got true");
+}
+
+TEST(Config, SlidingWindowsAreThoseOfTransformers) {
+  struct Case {
+    const char* architecture;
+    json config;
+    int64_t window;
+  };
+  const TempDir dir;
+  const std::vector<Case> table = {
+      {"LlamaForCausalLM", {{"sliding_window", 4096}}, 4096},
+      {"LlamaForCausalLM", {{"sliding_window", 4096}, {"use_sliding_window", false}}, 0},
+      {"LlamaForCausalLM", {{"use_sliding_window", true}}, 0},
+      {"MistralForCausalLM", json::object(), 4096},
+      {"MistralForCausalLM", {{"sliding_window", nullptr}}, 0},
+      {"MistralForCausalLM", {{"sliding_window", 32768}}, 32768},
+      {"Qwen2ForCausalLM", {{"sliding_window", 131072}}, 0},
+      {"Qwen2ForCausalLM", {{"sliding_window", 131072}, {"use_sliding_window", true}}, 131072},
+      {"Qwen3ForCausalLM", {{"sliding_window", nullptr}, {"use_sliding_window", false}}, 0},
+  };
+  for (const Case& c : table) {
+    SCOPED_TRACE(message(c.architecture, " ", c.config.dump()));
+    json config = llama();
+    config["architectures"] = {c.architecture};
+    config.update(c.config);
+    dir.write("config.json", config.dump());
+    EXPECT_EQ(read(dir).sliding_window, c.window);
+  }
 }
 
 TEST(Config, RefusesFilesThatAreNotJson) {

@@ -13,6 +13,7 @@
 #include "checkpoint/model_config.h"
 #include "checkpoint/safetensors.h"
 #include "longspan/error.h"
+#include "model/architecture.h"
 
 namespace longspan {
 namespace {
@@ -217,7 +218,7 @@ TEST(Fuzz, Config) {
   const TempDir dir;
   fuzz(5, kConfig, kIndex, [&](const std::string& text) {
     dir.write("config.json", text);
-    const ModelConfig m = read_model_config(dir.path(), "", 0.0);
+    const ModelConfig m = read_model_config(dir.path(), "", 0.0, config_dialect);
     EXPECT_GT(m.num_layers, 0);
     EXPECT_EQ(m.num_heads % m.num_kv_heads, 0);
     EXPECT_GT(m.vocab_size * m.hidden_size, 0);
@@ -259,7 +260,8 @@ TEST(Fuzz, Overrides) {
   const TempDir dir;
   dir.write("config.json", kConfig);
   fuzz(6, R"({"rope_parameters":{"factor":4.0},"max_position_embeddings":128,"mlp_bias":null})",
-       kConfig, [&](const std::string& text) { read_model_config(dir.path(), text, 0.0); });
+       kConfig,
+       [&](const std::string& text) { read_model_config(dir.path(), text, 0.0, config_dialect); });
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 TinyLlama = Callable[..., Path]
 
 #: What differs from run to run.
-TIMES = ("seconds", "prefill_tokens_per_s", "tokens_per_s")
+TIMES = ("seconds", "prefill_tokens_per_s", "tokens_per_s", "cached_tokens")
 
 
 def call(*args: Any) -> Any:
@@ -208,7 +208,7 @@ def test_cells_of_a_length_share_a_rope_profile(tiny_llama: TinyLlama, tmp_path:
         keys.setdefault(line["round"], set()).add(line["key"])
     assert all(len(found) == 1 for found in keys.values()) and len(keys) == 2
     assert record["settings"]["depths"] == [0.0, 50.0, 100.0]
-    assert record["options"] == {"max_batch_size": 1}
+    assert record["options"] == {"max_batch_size": 1, "enable_prefix_caching": True}
     assert "session_len" not in record["engine"]
     assert [part["rounds"] for part in record["summary"]["lengths"]] == [6] * 4
 
@@ -217,6 +217,32 @@ def test_cells_of_a_length_share_a_rope_profile(tiny_llama: TinyLlama, tmp_path:
     assert result.exit_code == 0, result.output
     lengths = {line["rope_profile"]["length"] for line in json.loads(out.read_text())["results"]}
     assert lengths == {600}
+
+
+def test_a_depth_sweep_computes_what_its_prompts_share_once(
+    tiny_llama: TinyLlama, tmp_path: Path
+) -> None:
+    """Prompts share all up to the shallower needle, and blocks of 64 tokens are cached."""
+    out = tmp_path / "out.json"
+    command = ["eval", "needle", tiny_llama(), "--lengths", "4k", "--depths", "0,25,50,75,100"]
+    command += ["--rounds", 2, "--rope-scaling-factor", 4, "--json", out]
+    lines = {}
+    for choice in ("--prefix-caching", "--no-prefix-caching"):
+        result = call(*command, choice)
+        assert result.exit_code == 0, result.output
+        lines[choice] = json.loads(out.read_text())["results"]
+    cached, cold = lines.values()
+    assert without_times(cached) == without_times(cold)
+    assert {line["cached_tokens"] for line in cold} == {0}
+    assert cached[0]["cached_tokens"] == 0
+    for line in cached[1:]:
+        shared = line["depth"] * line["prompt_tokens"]
+        assert line["cached_tokens"] % 64 == 0
+        # All but the frame, the needle and a block; what stands before the haystack comes on top.
+        assert shared - 400 < line["cached_tokens"] < shared + 200
+    assert call(*command).exit_code == 0  # on unless told otherwise
+    again = json.loads(out.read_text())
+    assert [r["cached_tokens"] for r in again["results"]] == [r["cached_tokens"] for r in cached]
 
 
 @pytest.mark.parametrize(

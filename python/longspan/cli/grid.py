@@ -54,6 +54,10 @@ Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the result
 
 #: The engine options of every evaluation, besides the factors.
 ENGINE = ("rope_length", "device", "dtype", "num_threads", *SOURCE)
+#: Options that results do not depend on.
+_INDIFFERENT = ("num_threads", "enable_prefix_caching")
+#: What a sweep of depths has unless the user says otherwise: its prompts begin alike.
+SHARED = {"enable_prefix_caching": True}
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,7 @@ class Engines:
     def identity(self) -> dict[str, Any]:
         """Of the options, those that results depend on and that cells do not tell."""
         default = "context_length" if self.fixed else EngineConfig.rope_length
-        free = ("num_threads", "enable_prefix_caching")  # no result depends on them
-        given = {name: value for name, value in self.options.items() if name not in free}
+        given = {name: value for name, value in self.options.items() if name not in _INDIFFERENT}
         return {"dtype": EngineConfig.dtype, "rope_length": default} | given
 
     def recorded(self) -> dict[str, Any]:
@@ -222,6 +225,15 @@ def run_grid(
                 draw(output.plot, lines, record.content)
                 output.say(f"Wrote {output.plot}")
     return lines
+
+
+def prefilled(line: Mapping[str, Any]) -> str:
+    """What a prompt has cost, as printed."""
+    cached = f", {line['cached_tokens']:,} cached" if line["cached_tokens"] else ""
+    return (
+        f"{line['prompt_tokens']:,} tokens{cached} in {line['seconds']:.1f} s "
+        f"({line['prefill_tokens_per_s']:,.0f} tokens/s)"
+    )
 
 
 def note(record: Mapping[str, Any], what: str) -> str:

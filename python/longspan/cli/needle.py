@@ -56,6 +56,7 @@ def needle(
 
     output = grid.Output(json, jsonl, plot)
     output.check()
+    options = grid.SHARED | options
     engines = grid.Engines.of(axes.lengths(lengths), rope_scaling_factor, options, fixed=True)
     percents = grid.depths(depths, num_depths) or axes.even_depths(5)
     own = _own(needle, question, answer, rounds)
@@ -88,7 +89,7 @@ def needle(
         return (
             f"{_name(line)}, {grid.factor_name(line['rope_scaling_factor'])}: "
             f"score {line['score']:.0f}, answer {line['answer'].strip()!r}, "
-            f"{line['seconds']:.1f} s ({line['prefill_tokens_per_s']:,.0f} tokens/s)"
+            f"{grid.prefilled(line)}"
         )
 
     def draw(path: Path, lines: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> None:

@@ -54,6 +54,8 @@ def passkey(
         percents = axes.even_depths(5)
     if plot and percents is None:
         raise InvalidArgument("plot: expected --depths or several --lengths to draw, got neither")
+    if percents is not None:
+        options = grid.SHARED | options
     engines = grid.Engines.of(counts, rope_scaling_factor, options, fixed=percents is not None)
     model_dir = resolve(model, options)
     engines.check_memory(model_dir)
@@ -76,8 +78,7 @@ def passkey(
         return (
             f"{where}: {'found' if line['found'] else 'not found'}, key {line['key']} at depth "
             f"{line['depth']:.0%}, answer {line['answer'].strip()!r}, "
-            f"{line['prompt_tokens']:,} tokens in {line['seconds']:.1f} s "
-            f"({line['prefill_tokens_per_s']:,.0f} tokens/s)"
+            f"{grid.prefilled(line)}"
         )
 
     def draw(path: Path, lines: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> None:

@@ -127,7 +127,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answer:
-    """One prompt and what came back. seconds: wall time, prompt construction included."""
+    """One prompt and what came back. cached_tokens: of the prompt, those that an earlier one had
+    computed; the rest took the prefill. seconds: wall time, prompt construction included."""
 
     depth: float
     needle: str
@@ -136,6 +137,7 @@ class Answer:
     found: bool
     answer: str
     prompt_tokens: int
+    cached_tokens: int
     haystack_times: float
     prompt_sha256: str
     seconds: float
@@ -214,6 +216,7 @@ class Test:
             found=needle.keyword in response.text,
             answer=response.text,
             prompt_tokens=len(prompt.ids),
+            cached_tokens=response.cached_tokens,
             haystack_times=self._haystack.times(prompt.haystack),
             prompt_sha256=sha256_of_ids(prompt.ids),
             seconds=time.perf_counter() - begin,

@@ -47,7 +47,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Round:
-    """One prompt and what came back. seconds: wall time, prompt construction included."""
+    """One prompt and what came back. cached_tokens: of the prompt, those that an earlier one had
+    computed; the rest took the prefill. seconds: wall time, prompt construction included."""
 
     round: int
     key: int
@@ -55,6 +56,7 @@ class Round:
     found: bool
     answer: str
     prompt_tokens: int
+    cached_tokens: int
     prompt_sha256: str
     seconds: float
     prefill_tokens_per_s: float
@@ -138,6 +140,7 @@ def ask(
         found=is_found(response.text, key),
         answer=response.text,
         prompt_tokens=len(prompt.ids),
+        cached_tokens=response.cached_tokens,
         prompt_sha256=sha256_of_ids(prompt.ids),
         seconds=time.perf_counter() - begin,
         prefill_tokens_per_s=(len(prompt.ids) - response.cached_tokens)

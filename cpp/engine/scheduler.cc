@@ -44,22 +44,45 @@ bool Scheduler::reuse(Sequence& sequence, const std::vector<ScheduledSequence>& 
   return !waits;
 }
 
+std::vector<Sequence*> Scheduler::prefilling() const {
+  std::vector<Sequence*> all;
+  for (const auto& sequence : running_) {
+    if (sequence->in_prefill()) all.push_back(sequence.get());
+  }
+  if (!all.empty()) {
+    std::stable_sort(all.begin() + 1, all.end(), [](const Sequence* a, const Sequence* b) {
+      return a->rest_of_prefill() < b->rest_of_prefill();
+    });
+  }
+  return all;
+}
+
 std::vector<ScheduledSequence> Scheduler::schedule(const StepCost& cost) {
   admit(cost);
   std::vector<ScheduledSequence> step;
-  int64_t budget = max_prefill_tokens_;
+  const auto add = [&](Sequence& sequence, int64_t tokens) {
+    sequence.blocks->grow_to(sequence.num_computed + tokens);
+    step.push_back({&sequence, tokens});
+  };
   for (const auto& sequence : running_) {
-    int64_t tokens = 1;
-    if (sequence->in_prefill()) {
-      if (budget == 0 || !reuse(*sequence, step, cost)) continue;
-      const int64_t wanted =
-          std::min(sequence->state->lengths.prompt - sequence->num_computed, budget);
-      tokens = cost.fitting_tokens(wanted, sequence->num_computed);
-      // Fewer than wanted fill the step's time; a later prompt in it would overrun.
-      budget = tokens < wanted ? 0 : budget - tokens;
-    }
-    sequence->blocks->grow_to(sequence->num_computed + tokens);
-    step.push_back({sequence.get(), tokens});
+    if (!sequence->in_prefill()) add(*sequence, 1);
+  }
+  const std::vector<Sequence*> prompts = prefilling();
+  // The oldest leaves half a step to shorter ones, which so never wait for its end.
+  const bool shared =
+      prompts.size() > 1 && prompts[1]->rest_of_prefill() < prompts[0]->rest_of_prefill();
+  const double share = shared ? 0.5 : 1.0;  // of the step's time, for each
+  int64_t budget = max_prefill_tokens_;
+  for (Sequence* sequence : prompts) {
+    if (budget == 0) break;
+    if (!reuse(*sequence, step, cost)) continue;
+    const bool leaves_half = shared && sequence == prompts.front();
+    const int64_t wanted =
+        std::min(sequence->rest_of_prefill(), leaves_half ? (budget + 1) / 2 : budget);
+    const int64_t tokens = cost.fitting_tokens(wanted, sequence->num_computed, share);
+    // Fewer than wanted fill the time; a later prompt in it would overrun.
+    budget = tokens < wanted && !leaves_half ? 0 : budget - tokens;
+    add(*sequence, tokens);
   }
   return step;
 }

@@ -21,9 +21,10 @@ struct ScheduledSequence {
 
 /// Decides what each step runs: first come, first served. A sequence is admitted when the pool can
 /// promise all the blocks it may ever need, so that nothing running is ever preempted. A step holds
-/// one token of every decoding sequence and chunks of prompts as far as the budget goes.
-/// With a prefix cache a prompt skips what others have computed, and waits a step for a block that
-/// an earlier one is computing in it.
+/// one token of every decoding sequence and chunks of prompts as far as the budget goes: first the
+/// oldest prompt, which leaves half of a step to shorter ones, then the others, shortest rest
+/// first. With a prefix cache a prompt skips what others have computed, and waits a step for a
+/// block that an earlier one is computing in it.
 class Scheduler {
  public:
   /// prefix_cache: of the same pool, or null.
@@ -55,6 +56,8 @@ class Scheduler {
 
  private:
   void admit(const StepCost& cost);
+  /// Running sequences with prompt tokens left: the oldest, then those of the shortest rest.
+  std::vector<Sequence*> prefilling() const;
   /// Moves a prompt on over what is cached; false when it should wait for others of the step.
   bool reuse(Sequence& sequence, const std::vector<ScheduledSequence>& step, const StepCost& cost);
   /// Accounts for tokens of a prompt, from position `from` on, that were found in the cache.

@@ -24,7 +24,8 @@ struct Sequence {
   std::optional<LogitEdits> edits;   ///< from the first token on, where there are any
 
   int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
-  bool in_prefill() const { return num_computed < state->lengths.prompt; }
+  int64_t rest_of_prefill() const { return state->lengths.prompt - num_computed; }  ///< tokens
+  bool in_prefill() const { return rest_of_prefill() > 0; }
 };
 
 }  // namespace longspan

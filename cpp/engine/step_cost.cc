@@ -24,10 +24,10 @@ double StepCost::flops(int64_t tokens, int64_t first_position) const {
   return t * (flops_per_token_ + flops_per_pair_ * (static_cast<double>(first_position) + t / 2));
 }
 
-int64_t StepCost::fitting_tokens(int64_t wanted, int64_t first_position) const {
+int64_t StepCost::fitting_tokens(int64_t wanted, int64_t first_position, double share) const {
   int64_t tokens = wanted;
   while (tokens > kMinChunk &&
-         flops(tokens, first_position) > flops_per_second_ * target_seconds_) {
+         flops(tokens, first_position) > flops_per_second_ * target_seconds_ * share) {
     tokens = (tokens + 1) / 2;
   }
   return tokens;

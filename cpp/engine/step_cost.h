@@ -19,9 +19,9 @@ class StepCost {
   /// 4 head_dim per query head, query and key (Q K^T and P V, causal half counted).
   double flops(int64_t tokens, int64_t first_position) const;
 
-  /// The most of `wanted` tokens at first_position that keep a step within the target time;
-  /// at least kMinChunk, or all that are wanted.
-  int64_t fitting_tokens(int64_t wanted, int64_t first_position) const;
+  /// The most of `wanted` tokens at first_position that keep a step within a share (0, 1] of the
+  /// target time; at least kMinChunk, or all that are wanted.
+  int64_t fitting_tokens(int64_t wanted, int64_t first_position, double share = 1.0) const;
 
   /// A step of this much arithmetic took this long.
   void measured(double flops, double seconds);

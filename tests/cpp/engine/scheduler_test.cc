@@ -58,6 +58,22 @@ TEST(Scheduler, MixesDecodesWithChunksOfPrefill) {
   EXPECT_EQ(tokens_of(scheduler.schedule(cost)), (Tokens{1, 1}));
 }
 
+TEST(Scheduler, AShortPromptDoesNotWaitForTheEndOfALongOne) {
+  BlockPool pool(1000);
+  Scheduler scheduler(pool, nullptr, 64, 8, 100);
+  const StepCost cost(tiny(), 5e10);
+  scheduler.add(sequence_of(5000, 5));
+  EXPECT_EQ(tokens_of(scheduler.schedule(cost)), (Tokens{100}));  // alone, all of a step
+  scheduler.add(sequence_of(6000, 5));
+  EXPECT_EQ(tokens_of(scheduler.schedule(cost)), (Tokens{100}));  // a longer one waits its turn
+  scheduler.add(sequence_of(30, 5));
+  auto step = scheduler.schedule(cost);  // the oldest has half, then the shortest, then the rest
+  EXPECT_EQ(tokens_of(step), (Tokens{50, 30, 20}));
+  EXPECT_EQ(step[1].sequence->state->lengths.prompt, 30);
+  advance(step);
+  EXPECT_EQ(tokens_of(scheduler.schedule(cost)), (Tokens{1, 100}));  // nobody shorter is left
+}
+
 TEST(Scheduler, AdmitsInOrderOfArrivalAndOnlyWhatCanFinish) {
   BlockPool pool(10);  // 640 tokens
   Scheduler scheduler(pool, nullptr, 64, 8, 10000);

@@ -80,8 +80,8 @@ def ids_of(count: int, vocab: int, seed: int = 0) -> list[int]:
     [
         {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64},
         {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 128},
-        {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32},
-        {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 80},
+        {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32},
+        {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 80},
         {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
     ],
     ids=lambda shape: "-".join(str(v) for v in shape.values()),

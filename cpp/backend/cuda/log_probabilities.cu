@@ -48,6 +48,7 @@ __device__ TokenLogprob find_top(const Source& row, float largest, int32_t top, 
   Kept kept;
   kept = narrow(source, kept, s, one_each, all);
   // As numbers that order as wanted: by the logit, among equals the lower token first.
+  __syncthreads();  // narrow() has been read by all
   if (threadIdx.x == 0) s.found[0] = 0;
   shared[threadIdx.x] = 0;
   __syncthreads();

@@ -4,6 +4,7 @@ is HF transformers in bfloat16, which rounds wherever the GPU does and in more p
 
 from __future__ import annotations
 
+import ast
 import math
 import pydoc_data.topics
 import random
@@ -197,6 +198,18 @@ def test_what_a_gpu_does_not_do_is_refused(tiny_llama: Callable[..., Path]) -> N
         load(path, "cuda", "float32")
     with pytest.raises(BackendUnavailable, match="cuda:99"):
         load(path, "cuda:99")
+
+
+def test_the_list_of_what_needs_a_gpu_is_true() -> None:
+    source = Path(__file__)
+    listed = (source.parents[1] / "skipped_without_gpu.txt").read_text().splitlines()
+    marked = [
+        f"tests/python/{source.name}::{node.name}"
+        for node in ast.parse(source.read_text()).body
+        if isinstance(node, ast.FunctionDef)
+        and any(isinstance(d, ast.Name) and d.id == "needs_gpu" for d in node.decorator_list)
+    ]
+    assert [line for line in listed if "::" in line] == marked
 
 
 def test_names_of_devices_are_checked(tiny_llama: Callable[..., Path]) -> None:

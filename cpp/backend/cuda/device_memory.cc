@@ -26,6 +26,8 @@ Buffer allocate_device(int64_t bytes) {
   }
   Buffer buffer(data, bytes, [](void* p, int64_t) { cudaFree(p); });
   check_cuda(cudaMemset(data, 0, static_cast<size_t>(bytes)), "clearing memory");
+  // The zeros travel on a stream that others do not wait for: who writes here next must come later.
+  check_cuda(cudaStreamSynchronize(cudaStreamLegacy), "clearing memory");
   return buffer;
 }
 

@@ -130,7 +130,8 @@ CublasLt::Product& CublasLt::product(const Key& key) {
   const cudaDataType_t y_type = y_f32 ? CUDA_R_32F : CUDA_R_16BF;
   check(api_->desc_create(&p->desc, lt::kCompute32F, CUDA_R_32F), "describing a product");
   const auto set = [&](int attribute, const auto& value) {
-    check(api_->desc_set(p->desc, attribute, &value, sizeof(value)), "describing a product");
+    check(api_->desc_set(p->desc, attribute, static_cast<const void*>(&value), sizeof(value)),
+          "describing a product");
   };
   set(lt::kDescTransA, lt::kOpTranspose);
   if (has_bias) {
@@ -166,7 +167,9 @@ void CublasLt::linear(const MatrixView& x, const void* weight, int64_t weight_st
   Product& p = product({x.rows, y.cols, x.cols, x.stride, weight_stride, y.stride,
                         y.dtype == DType::kF32, bias != nullptr});
   if (bias != nullptr) {
-    check(api_->desc_set(p.desc, lt::kDescBiasPointer, &bias, sizeof(bias)), "setting a bias");
+    check(
+        api_->desc_set(p.desc, lt::kDescBiasPointer, static_cast<const void*>(&bias), sizeof(bias)),
+        "setting a bias");
   }
   const float one = 1.0f;
   const float zero = 0.0f;

@@ -44,7 +44,7 @@ struct KvLayout {
     l.head_dim = static_cast<int32_t>(shape.head_dim);
     l.panels_per_token = (l.head_dim + kPanelCols - 1) / kPanelCols;
     l.tile_bytes = int64_t{l.block_len / kPanelTokens} * l.panels_per_token * kPanelBytes;
-    l.layer_bytes = l.num_kv_heads * 2 * l.tile_bytes;
+    l.layer_bytes = 2 * l.tile_bytes * l.num_kv_heads;
     l.block_bytes = shape.num_layers * l.layer_bytes;
     return l;
   }
@@ -58,7 +58,8 @@ struct KvLayout {
   LONGSPAN_HOST_DEVICE int64_t chunk_offset(int token, int chunk) const {
     const int panel = token / kPanelTokens * panels_per_token + chunk / 8;
     const int row = token % kPanelTokens;
-    return int64_t{panel} * kPanelBytes + row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
+    const int within = row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
+    return int64_t{panel} * kPanelBytes + within;
   }
 };
 

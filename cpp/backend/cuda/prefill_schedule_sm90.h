@@ -9,7 +9,7 @@
 namespace longspan::cuda {
 
 /// Query rows of one thread block of the sm_90a prefill kernel.
-inline constexpr int32_t prefill_rows_sm90(int32_t head_dim) { return head_dim == 64 ? 192 : 128; }
+constexpr int32_t prefill_rows_sm90(int32_t head_dim) { return head_dim == 64 ? 192 : 128; }
 
 /// The work of each cluster of two thread blocks, in order. A PrefillTile stands for two that share
 /// the keys of a KV head: heads `head` and `head + 1` of the same rows where the query heads of a
@@ -31,8 +31,6 @@ int64_t max_prefill_tiles_sm90(int64_t max_seqs, int64_t max_rows, int32_t num_h
                                int32_t num_kv_heads, int32_t head_dim);
 
 /// The clusters that a schedule has work for: its `first` is one longer.
-inline constexpr int32_t prefill_clusters_sm90(int32_t num_sms) {
-  return num_sms < 4 ? 1 : num_sms / 2;
-}
+constexpr int32_t prefill_clusters_sm90(int32_t num_sms) { return num_sms < 4 ? 1 : num_sms / 2; }
 
 }  // namespace longspan::cuda

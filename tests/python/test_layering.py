@@ -29,7 +29,9 @@ ALLOWED = {
 # Outside dependencies -> the folders that may include them.
 THIRD_PARTY = {"nlohmann/": {"checkpoint"}, "pybind11/": {"bindings"}, "Python.h": {"bindings"}}
 # Private parts -> the folder prefixes that may include them.
-PRIVATE = {"backend/cpu/": "backend/"}
+PRIVATE = {"backend/cpu/": "backend/", "backend/cuda/": "backend/"}
+# CUDA's own headers, which only the CUDA backend may include.
+CUDA_HEADERS = ("cublas", "cuda_", "library_types.h", "nccl")
 
 # Python: module -> the modules of the package that must not reach it. Text never needs to know
 # how it is run.
@@ -67,6 +69,8 @@ def violations(relative: str, names: list[str]) -> list[str]:
         for prefix, folders in THIRD_PARTY.items():
             if name.startswith(prefix) and folder not in folders:
                 bad.append(f"cpp/{relative} includes {name}: only {sorted(folders)} may")
+        if name.startswith(CUDA_HEADERS) and not relative.startswith("backend/cuda/"):
+            bad.append(f"cpp/{relative} includes {name}: only cpp/backend/cuda may")
         for prefix, owner in PRIVATE.items():
             if name.startswith(prefix) and not relative.startswith(owner):
                 bad.append(f"cpp/{relative} includes {name}: private to cpp/{owner}")
@@ -79,7 +83,7 @@ def test_every_cpp_folder_has_a_place() -> None:
 
 
 def test_cpp_includes() -> None:
-    files = [p for p in CPP.rglob("*") if p.suffix in {".h", ".cc", ".inc"}]
+    files = [p for p in CPP.rglob("*") if p.suffix in {".h", ".cc", ".inc", ".cu", ".cuh"}]
     assert len(files) > 20
     bad = [v for p in files for v in violations(p.relative_to(CPP).as_posix(), includes(p))]
     assert not bad, "\n".join(bad)
@@ -101,6 +105,8 @@ def test_public_headers_are_plain() -> None:
         ("kv/block_pool.cc", "engine/scheduler.h"),
         ("model/decoder.cc", "engine/scheduler.h"),
         ("model/decoder.cc", "backend/cpu/panel.h"),
+        ("model/decoder.cc", "backend/cuda/kv_layout.h"),
+        ("backend/registry.cc", "cuda_runtime_api.h"),
         ("engine/engine.cc", "nlohmann/json.hpp"),
         ("engine/engine.cc", "pybind11/pybind11.h"),
         ("bindings/bind_engine.cc", "core/dtype.h"),

@@ -44,6 +44,14 @@ inline AttentionScale attention_scale(const RopeProfile& profile, int64_t head_d
   return whole ? AttentionScale{squared * unit, 1.0} : AttentionScale{unit, squared};
 }
 
+/// What log-n attention (RopeProfile::logn_length) multiplies the query of the n-th token by, n
+/// counted from 1; exactly 1 within that length, and where there is none.
+inline float query_scale(const RopeProfile& profile, int64_t n) {
+  if (profile.logn_length == 0 || n <= profile.logn_length) return 1.0f;
+  const double unit = std::log(static_cast<double>(profile.logn_length));
+  return static_cast<float>(std::log(static_cast<double>(n)) / unit);
+}
+
 /// What a backend derives from a StepInput once and reads in every layer: cos/sin, work lists,
 /// workspaces. Owned by the model, reused step after step, sized by StepLimits.
 class StepPlan {

@@ -169,20 +169,12 @@ void CpuStepPlan::plan_angles(const StepInput& input, ThreadPool& pool) {
   }
 }
 
-// The factor is formed in float64 and rounded once; within the native length it is exactly 1.
 void CpuStepPlan::plan_query_scales(const StepInput& input) {
-  std::fill_n(memory_.q_scale, num_tokens_, 1.0F);
   for (int64_t s = 0; s < num_seqs_; ++s) {
-    const int64_t logn_length = input.profiles[size(s)]->logn_length;
-    if (logn_length == 0) continue;
     const SequenceStep& sequence = memory_.sequences[s];
-    const double unit = std::log(static_cast<double>(logn_length));
     float* scale = memory_.q_scale + sequence.first_token;
     for (int64_t t = 0; t < sequence.num_tokens; ++t) {
-      const int64_t count = sequence.first_position + t + 1;  // tokens up to this one
-      if (count > logn_length) {
-        scale[t] = static_cast<float>(std::log(static_cast<double>(count)) / unit);
-      }
+      scale[t] = query_scale(*input.profiles[size(s)], sequence.first_position + t + 1);
     }
   }
 }

@@ -133,7 +133,7 @@ Buffer CudaBackend::pack_vector(const WeightView& vector) {
 }
 
 void CudaBackend::copy_kv_block(const KvCache& cache, int32_t from, int32_t to, int64_t tokens) {
-  cudaSetDevice(facts_.device);
+  use_device();
   cuda::copy_kv_block(cache, from, to, tokens, stream_);
 }
 

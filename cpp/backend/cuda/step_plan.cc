@@ -150,15 +150,11 @@ void CudaStepPlan::plan_profiles(const StepInput& input) {
 void CudaStepPlan::plan_query_factors(const StepInput& input) {
   query_factors_.clear();
   for (size_t s = 0; s < seqs_.size(); ++s) {
-    const int64_t logn_length = input.profiles[s]->logn_length;
-    if (logn_length == 0) continue;
+    if (input.profiles[s]->logn_length == 0) continue;
     query_factors_.resize(input.token_ids.size(), 1.0f);
-    const double unit = std::log(static_cast<double>(logn_length));
     for (int64_t r = 0; r < seqs_[s].num_rows; ++r) {
-      const int64_t count = seqs_[s].first_position + r + 1;  // the token's number from 1
-      if (count <= logn_length) continue;
       query_factors_[static_cast<size_t>(seqs_[s].first_row + r)] =
-          static_cast<float>(std::log(static_cast<double>(count)) / unit);
+          query_scale(*input.profiles[s], seqs_[s].first_position + r + 1);
     }
   }
 }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longspan._core import LongspanError
-from longspan.cli.options import SOURCE, Model, engine_options
+from longspan.cli.options import SOURCE, Model, Temperature, TopK, TopP, engine_options
 from longspan.cli.terminal import show
 from longspan.config import EngineConfig, GenerationConfig
 
@@ -34,11 +34,9 @@ def chat(
     model: Model,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
-    temperature: Annotated[
-        float | None, typer.Option(help="Greedy unless this, --top-p or --top-k is given.")
-    ] = None,
-    top_p: Annotated[float | None, typer.Option(help="Nucleus: a share in (0, 1].")] = None,
-    top_k: Annotated[int | None, typer.Option(help="The most likely tokens; 0: all.")] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answers.")] = None,
     *,
     options: dict[str, Any],

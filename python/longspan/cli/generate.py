@@ -10,7 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from longspan._core import InvalidArgument
-from longspan.cli.options import SOURCE, Json, Model, command_line, engine_options
+from longspan.cli.options import (
+    SOURCE,
+    Json,
+    Model,
+    Temperature,
+    TopK,
+    TopP,
+    command_line,
+    engine_options,
+)
 from longspan.cli.terminal import show
 from longspan.config import EngineConfig, GenerationConfig
 
@@ -26,11 +35,9 @@ def generate(
     ] = None,
     file: Annotated[Path | None, typer.Option(help="Read the prompt from a file.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=0, help="Most tokens to generate.")] = 512,
-    temperature: Annotated[
-        float | None, typer.Option(help="Greedy unless this, --top-p or --top-k is given.")
-    ] = None,
-    top_p: Annotated[float | None, typer.Option(help="Nucleus: a share in (0, 1].")] = None,
-    top_k: Annotated[int | None, typer.Option(help="The most likely tokens; 0: all.")] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Send no chat template.")] = False,
     json: Json = None,

@@ -261,12 +261,16 @@ def depths(listed: str | None, count: int | None) -> list[float] | None:
 
 def by_length(
     lines: Sequence[Mapping[str, Any]],
-) -> dict[tuple[float, int], list[Mapping[str, Any]]]:
-    """The lines of every (rope_scaling_factor, context_length), in their order."""
+    summary: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """The summary of the lines of every (rope_scaling_factor, context_length), in their order."""
     parts: dict[tuple[float, int], list[Mapping[str, Any]]] = {}
     for line in lines:
         parts.setdefault((line["rope_scaling_factor"], line["context_length"]), []).append(line)
-    return parts
+    return [
+        {"rope_scaling_factor": factor, "context_length": length} | summary(some)
+        for (factor, length), some in parts.items()
+    ]
 
 
 def draw_heatmap(

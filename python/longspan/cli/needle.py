@@ -178,10 +178,4 @@ def _summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "cells": len(some),
         }
 
-    parts = grid.by_length(lines)
-    return of(lines) | {
-        "lengths": [
-            {"rope_scaling_factor": factor, "context_length": length} | of(some)
-            for (factor, length), some in parts.items()
-        ]
-    }
+    return of(lines) | {"lengths": grid.by_length(lines, of)}

@@ -77,6 +77,11 @@ Model = Annotated[
         help="A Hugging Face model directory, a GGUF file or a hub id, organisation/name.",
     ),
 ]
+Temperature = Annotated[
+    float | None, typer.Option(help="Greedy unless this, --top-p or --top-k is given.")
+]
+TopP = Annotated[float | None, typer.Option(help="Nucleus: a share in (0, 1].")]
+TopK = Annotated[int | None, typer.Option(help="The most likely tokens; 0: all.")]
 Json = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Write a record here; - for standard output."),

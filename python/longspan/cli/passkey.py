@@ -139,9 +139,4 @@ def _summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     def of(some: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {"found": sum(line["found"] for line in some), "rounds": len(some)}
 
-    return of(lines) | {
-        "lengths": [
-            {"rope_scaling_factor": factor, "context_length": length} | of(some)
-            for (factor, length), some in grid.by_length(lines).items()
-        ]
-    }
+    return of(lines) | {"lengths": grid.by_length(lines, of)}

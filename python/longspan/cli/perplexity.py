@@ -157,12 +157,7 @@ def _summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         means = [s / n if n else None for s, n in zip(sums, counts, strict=True)]
         return {"bucket_mean_nll": means, "bucket_tokens": counts}
 
-    return of(lines) | {
-        "lengths": [
-            {"rope_scaling_factor": factor, "context_length": length} | of(some) | parts(some)
-            for (factor, length), some in grid.by_length(lines).items()
-        ]
-    }
+    return of(lines) | {"lengths": grid.by_length(lines, lambda some: of(some) | parts(some))}
 
 
 def _draw(

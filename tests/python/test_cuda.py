@@ -1,6 +1,4 @@
-"""The same engine on a GPU. The truth is the CPU's in float32; the yardstick of what bfloat16 costs
-is HF transformers in bfloat16, which rounds wherever the GPU does and in more places.
-"""
+"""The same engine on a GPU (see gpu.py for what it is judged by)."""
 
 from __future__ import annotations
 
@@ -13,13 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import longspan
-import numpy as np
 import pytest
+from gpu import CUDA, TOKEN_NOISE, check_logits, ids_of, load, needs_gpu
 from longspan import EngineConfig, pipeline
 from longspan._core import (
     BackendUnavailable,
-    Engine,
     GenerationConfig,
     InvalidArgument,
     Unsupported,
@@ -27,52 +23,6 @@ from longspan._core import (
 )
 from longspan._core import EngineConfig as NativeConfig
 from longspan.eval import passkey
-
-CUDA = next(b for b in longspan.backends() if b.name == "cuda")
-needs_gpu = pytest.mark.skipif(not CUDA.available, reason=f"needs a GPU: {CUDA.detail}")
-
-#: Largest ratio of a GPU's root-mean-square error to that of transformers: few positions are
-#: compared, so that two samples of the same error differ by some tens of percent.
-WORSE = 1.5
-#: Root-mean-square change of a token's negative log-likelihood when other kernels of the same
-#: precision compute it, measured at 0.15 on SmolLM2 and random ids.
-TOKEN_NOISE = 0.15
-
-
-def load(path: Path | str, device: str, dtype: str = "bfloat16", **options: Any) -> Engine:
-    return Engine.load(str(path), NativeConfig(device=device, dtype=dtype, **options))
-
-
-def logits(engine: Engine, ids: list[int], positions: list[int]) -> np.ndarray:
-    return np.asarray(engine.logits(ids, positions).wait().logits, dtype=np.float64)
-
-
-def rms(x: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(x))))
-
-
-def transformers_logits(path: Path | str, ids: list[int], positions: list[int]) -> np.ndarray:
-    torch = pytest.importorskip("torch", reason="the yardstick needs torch")
-    transformers = pytest.importorskip("transformers", reason="the yardstick needs transformers")
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
-    with torch.inference_mode():
-        return model(torch.tensor([ids])).logits[0, positions].double().numpy()
-
-
-def check_logits(path: Path | str, ids: list[int]) -> None:
-    positions = sorted({0, len(ids) // 3, len(ids) // 2, len(ids) - 1})
-    results = {}
-    for device, dtype in (("cpu", "float32"), ("cuda", "bfloat16")):
-        with load(path, device, dtype, session_len=len(ids) + 1) as engine:
-            results[device] = logits(engine, ids, positions)
-    yardstick = rms(transformers_logits(path, ids, positions) - results["cpu"])
-    error = rms(results["cuda"] - results["cpu"])
-    assert error <= WORSE * yardstick, f"{len(ids)} tokens: {error:.3g}, not {yardstick:.3g}"
-
-
-def ids_of(count: int, vocab: int, seed: int = 0) -> list[int]:
-    rng = random.Random(seed)
-    return [rng.randrange(vocab) for _ in range(count)]
 
 
 @needs_gpu
@@ -201,10 +151,11 @@ def test_what_a_gpu_does_not_do_is_refused(tiny_llama: Callable[..., Path]) -> N
 
 
 def test_the_list_of_what_needs_a_gpu_is_true() -> None:
-    source = Path(__file__)
-    listed = (source.parents[1] / "skipped_without_gpu.txt").read_text().splitlines()
+    here = Path(__file__).parent
+    listed = (here.parent / "skipped_without_gpu.txt").read_text().splitlines()
     marked = [
         f"tests/python/{source.name}::{node.name}"
+        for source in sorted(here.glob("test_*.py"))
         for node in ast.parse(source.read_text()).body
         if isinstance(node, ast.FunctionDef)
         and any(isinstance(d, ast.Name) and d.id == "needs_gpu" for d in node.decorator_list)

@@ -48,8 +48,9 @@ def test_internlm2_is_a_llama_packed_otherwise(name: str, tmp_path: Path) -> Non
         *METHODS.values(),
         {"rope_type": "dynamic", "factor": 4.0},
         {"rope_type": "default", "partial_rotary_factor": 0.5},
+        {"rope_type": "yarn", "factor": 4.0, "partial_rotary_factor": 0.5},
     ],
-    ids=[*METHODS, "dynamic", "partial"],
+    ids=[*METHODS, "dynamic", "partial", "partial-yarn"],
 )
 def test_rope_methods(rope: dict[str, Any]) -> None:
     overrides = {"rope_parameters": rope | {"rope_theta": 10000.0}, "use_logn_attn": True}

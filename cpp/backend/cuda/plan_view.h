@@ -12,6 +12,7 @@ struct SeqView {
   int32_t num_rows = 0;
   int32_t profile = 0;      ///< row of PlanView::inv_freq
   float scale_log2 = 0.0f;  ///< AttentionScale::softmax * log2(e): softmax by exp2
+  float rotated = 1.0f;     ///< AttentionScale::rotated
 };
 
 /// What kernels read of a step: device memory, filled once per step.

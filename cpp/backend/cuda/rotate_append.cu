@@ -51,7 +51,8 @@ struct Head {
 /// Where a row's results go.
 struct Target {
   __nv_bfloat16* q_row;
-  float q_factor;
+  float q_factor;   // of the query as a whole
+  float q_rotated;  // of its rotated dims
   int64_t block;
   int token;  // within the block
 
@@ -62,6 +63,7 @@ struct Target {
     token = static_cast<int>(position & (task.kv.block_len - 1));
     q_row = task.q_out + t * task.q_stride;
     q_factor = task.q_factor == nullptr ? 1.0f : task.q_factor[t];
+    q_rotated = seq.rotated;
   }
 
   /// Writes a chunk of a head: the first `count` of it to q, all of it to a panel, where it may be
@@ -140,11 +142,12 @@ __device__ void append_aligned(const Task& task, const T* __restrict__ row, int3
     }
     if (head.index >= heads) continue;
     if (!head.is_v) {
+      const float scale = head.is_q && turns ? target.q_rotated : 1.0f;
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) {
         const float first = a.x[i];
-        a.x[i] = first * angle[i].x - b.x[i] * angle[i].y;
-        b.x[i] = b.x[i] * angle[i].x + first * angle[i].y;
+        a.x[i] = (first * angle[i].x - b.x[i] * angle[i].y) * scale;
+        b.x[i] = (b.x[i] * angle[i].x + first * angle[i].y) * scale;
       }
     }
     target.store<true>(task, head, chunk_a, has_a ? kChunk : 0, a);
@@ -181,6 +184,7 @@ __device__ void append_any(const Task& task, const T* __restrict__ row, int32_t 
       const float other = normed(to_float(x[partner]), partner);
       const float2 angle = angles[min(d, partner)];
       y.x[i] = y.x[i] * angle.x + (d < pairs ? -other : other) * angle.y;
+      if (head.is_q) y.x[i] *= target.q_rotated;
     }
     target.store<false>(task, head, chunk, count, y);
   }

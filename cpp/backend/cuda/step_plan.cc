@@ -115,9 +115,7 @@ void CudaStepPlan::plan_sequences(const StepInput& input) {
     seq.first_row = static_cast<int32_t>(input.cu_seqlens[s]);
     seq.num_rows = static_cast<int32_t>(input.cu_seqlens[s + 1] - input.cu_seqlens[s]);
     const AttentionScale scale = attention_scale(*input.profiles[s], shape_.head_dim);
-    require<Unsupported>(scale.rotated == 1.0,
-                         "device: expected cpu where heads rotate in part under an attention "
-                         "factor, got cuda");
+    seq.rotated = static_cast<float>(scale.rotated);
     seq.scale_log2 = static_cast<float>(scale.softmax * std::numbers::log2e);
     const std::vector<int32_t>& table = input.block_tables[s];
     tables_.insert(tables_.end(), table.begin(), table.end());

@@ -33,6 +33,9 @@ class AttentionOps : public Ops {
   void make_cache(const AttentionShape& shape, int64_t block_len, int64_t max_tokens,
                   int64_t max_keys, int64_t max_seqs) {
     shape_ = shape;
+    rotary_dim_ = shape.head_dim;
+    q_norm_.clear();
+    k_norm_.clear();
     limits_ = {max_tokens, max_seqs, (max_keys + block_len - 1) / block_len};
     cache_.shape = {kNumLayers, shape.num_kv_heads, shape.head_dim, block_len};
     cache_.num_blocks = limits_.max_blocks_per_seq * max_seqs;
@@ -45,6 +48,18 @@ class AttentionOps : public Ops {
     std::shuffle(free_blocks_.begin(), free_blocks_.end(), std::mt19937(7));
   }
 
+  /// Heads rotate in their first `dims` only; before add_sequence.
+  void rotate_in_part(int64_t dims) { rotary_dim_ = dims; }
+
+  /// Heads of q and k are normed from here on.
+  void norm_heads() {
+    for (auto* weights : {&q_norm_, &k_norm_}) {
+      const uint64_t seed = weights == &q_norm_ ? 11 : 12;
+      *weights = reference::random_matrix(1, shape_.head_dim, 2.0, seed).values;
+      for (double& w : *weights) w = static_cast<float>(w);
+    }
+  }
+
   int64_t q_cols() const { return shape_.num_heads * shape_.head_dim; }
   int64_t kv_cols() const { return shape_.num_kv_heads * shape_.head_dim; }
 
@@ -53,8 +68,8 @@ class AttentionOps : public Ops {
     sequence.qkv =
         rounded(reference::random_matrix(length, q_cols() + 2 * kv_cols(), 3.0, seed), out());
     sequence.profile = std::make_shared<RopeProfile>();
-    for (int64_t i = 0; i < shape_.head_dim / 2; ++i) {
-      const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(shape_.head_dim);
+    for (int64_t i = 0; i < rotary_dim_ / 2; ++i) {
+      const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(rotary_dim_);
       sequence.profile->inv_freq.push_back(std::pow(theta, exponent));
     }
     sequence.profile->attention_factor = factor;
@@ -119,7 +134,17 @@ class AttentionOps : public Ops {
     const DeviceMatrix q = matrix(act(), values.rows, q_cols());
     const DeviceMatrix result = matrix(act(), values.rows, q_cols());
     backend().plan_step(*plan_, input, cache_);
-    backend().rotate_append(*plan_, kLayer, qkv.view(), nullptr, cache_, q.view());
+    if (q_norm_.empty()) {
+      backend().rotate_append(*plan_, kLayer, qkv.view(), nullptr, cache_, q.view());
+    } else {
+      Matrix weights(1, shape_.head_dim);
+      weights.values = q_norm_;
+      const Buffer q_weight = pack_vector(weights);
+      weights.values = k_norm_;
+      const Buffer k_weight = pack_vector(weights);
+      const QkNorm norm{q_weight, k_weight, kNormEps};
+      backend().rotate_append(*plan_, kLayer, qkv.view(), &norm, cache_, q.view());
+    }
     if (attend) backend().attention(*plan_, kLayer, q.view(), cache_, result.view());
     return result.read();
   }
@@ -152,14 +177,21 @@ class AttentionOps : public Ops {
     };
     const std::vector<double>& inv_freq = sequence.profile->inv_freq;
     const auto last = std::span(positions).subspan(static_cast<size_t>(first));
-    const Matrix q = rounded(
-        reference::rotate(cut(first, count, 0, q_cols()), shape_.head_dim, last, inv_freq), act());
-    const Matrix k = rounded(
-        reference::rotate(cut(0, keys, q_cols(), kv_cols()), shape_.head_dim, positions, inv_freq),
-        act());
+    const double squared = std::pow(sequence.profile->attention_factor, 2);
+    const bool whole = rotary_dim_ == shape_.head_dim;
+    Matrix rotated = reference::rotate(normed(cut(first, count, 0, q_cols()), q_norm_),
+                                       shape_.head_dim, last, inv_freq);
+    for (int64_t r = 0; !whole && r < rotated.rows; ++r) {
+      for (int64_t c = 0; c < rotated.cols; ++c) {
+        if (c % shape_.head_dim < rotary_dim_) rotated.at(r, c) *= squared;
+      }
+    }
+    const Matrix q = rounded(std::move(rotated), act());
+    const Matrix k = rounded(reference::rotate(normed(cut(0, keys, q_cols(), kv_cols()), k_norm_),
+                                               shape_.head_dim, positions, inv_freq),
+                             act());
     const Matrix v = rounded(cut(0, keys, q_cols() + kv_cols(), kv_cols()), act());
-    const double factor = sequence.profile->attention_factor;
-    const double scale = factor * factor / std::sqrt(static_cast<double>(shape_.head_dim));
+    const double scale = (whole ? squared : 1.0) / std::sqrt(static_cast<double>(shape_.head_dim));
     const Matrix expected =
         reference::attention(q, k, v, shape_.num_heads, shape_.num_kv_heads, first, scale);
     Matrix part(count, q_cols());
@@ -171,8 +203,22 @@ class AttentionOps : public Ops {
  private:
   static constexpr int64_t kNumLayers = 2;
   static constexpr int64_t kLayer = 1;
+  static constexpr float kNormEps = 1e-5f;
+
+  /// Every head of x normed by weights; x itself where there are none.
+  Matrix normed(const Matrix& x, const std::vector<double>& weights) const {
+    if (weights.empty()) return x;
+    Matrix heads(x.rows * x.cols / shape_.head_dim, shape_.head_dim);
+    heads.values = x.values;
+    Matrix result(x.rows, x.cols);
+    result.values = reference::rms_norm(heads, weights, kNormEps).values;
+    return result;
+  }
 
   AttentionShape shape_;
+  int64_t rotary_dim_ = 0;
+  std::vector<double> q_norm_;  // [head_dim]; empty: no norm
+  std::vector<double> k_norm_;
   StepLimits limits_;
   KvCache cache_;
   std::unique_ptr<StepPlan> plan_;
@@ -255,6 +301,31 @@ TEST_P(AttentionOps, MixesSequencesOfAnyLengthAndProfileInAStep) {
   expect_attention(out, 0, a, 1299, 1);
   expect_attention(out, 1, c, 0, 77);
   expect_attention(out, 78, b, 100, 100);
+}
+
+TEST_P(AttentionOps, RotatesInPartUnderAnAttentionFactor) {
+  for (const auto& [head_dim, rotary_dim] : {std::pair{64, 32}, {128, 96}, {96, 20}}) {
+    SCOPED_TRACE(testing::Message() << rotary_dim << " of " << head_dim);
+    make_cache({4, 2, head_dim}, 64, 512, 320, 2);
+    rotate_in_part(rotary_dim);
+    const int64_t a = add_sequence(300, 1e4, 1.3, 6);
+    const int64_t b = add_sequence(120, 1e4, 0.8, 7);
+    step({{b, 0, 119}});
+    const Matrix out = step({{b, 119, 1}, {a, 0, 300}});
+    expect_attention(out, 0, b, 119, 1);
+    expect_attention(out, 1, a, 0, 300);
+  }
+}
+
+TEST_P(AttentionOps, NormsTheHeadsOfQueriesAndKeys) {
+  for (const AttentionShape& shape : {AttentionShape{4, 2, 128}, {9, 3, 64}, {2, 1, 20}}) {
+    SCOPED_TRACE(shape.head_dim);
+    make_cache(shape, 64, 512, 320, 1);
+    norm_heads();
+    const int64_t seq = add_sequence(300, 1e4, 1.0, 8);
+    expect_attention(step({{seq, 0, 299}}), 0, seq, 0, 299);
+    expect_attention(step({{seq, 299, 1}}), 0, seq, 299, 1);
+  }
 }
 
 TEST_P(AttentionOps, DecodesManySequencesInAStep) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -43,6 +44,8 @@ struct DeviceTraits {
   double flops_per_second = 0.0;  ///< first guess at the rate of a prefill
   double step_seconds = 1.0;      ///< how long a step may take
   bool deterministic = false;     ///< results never depend on company or chunks, bit for bit
+  int64_t head_dim_multiple = 2;  ///< what divides every head_dim it can run
+  int64_t max_head_dim = std::numeric_limits<int64_t>::max();
 };
 
 /// Everything a device does. Ops run in the order they are called; shapes are per rank.

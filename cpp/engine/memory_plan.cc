@@ -72,7 +72,12 @@ KvShape kv_shape(const EngineConfig& c, const ModelConfig& m) {
 
 MemoryPlan make_memory_plan(const EngineConfig& c, const ModelConfig& m, const Backend& backend,
                             int64_t device_bytes) {
-  const DecoderLimits limits = decoder_limits(c, backend.traits());
+  const DeviceTraits device = backend.traits();
+  require<Unsupported>(
+      m.head_dim % device.head_dim_multiple == 0 && m.head_dim <= device.max_head_dim,
+      "head_dim: expected a multiple of ", device.head_dim_multiple, " up to ", device.max_head_dim,
+      " on ", backend.describe(), ", got ", m.head_dim);
+  const DecoderLimits limits = decoder_limits(c, device);
   MemoryPlan plan;
   plan.device_bytes = device_bytes;
   plan.session_len = c.session_len;

@@ -148,6 +148,8 @@ def test_what_a_gpu_does_not_do_is_refused(tiny_llama: Callable[..., Path]) -> N
         load(path, "cuda", "float32")
     with pytest.raises(BackendUnavailable, match="cuda:99"):
         load(path, "cuda:99")
+    with pytest.raises(Unsupported, match="head_dim: expected a multiple of 8 up to 256"):
+        load(tiny_llama(head_dim=20), "cuda")
 
 
 def test_the_list_of_what_needs_a_gpu_is_true() -> None:

@@ -93,8 +93,10 @@ DeviceTraits CudaBackend::traits() const {
   return {.prefill_tokens = 8448,
           .logit_rows = 512,
           .flops_per_second = 1e14,
-          .step_seconds = 0.6,      // a short request that comes during a long one waits for two
-          .deterministic = false};  // cuBLASLt chooses by the number of rows
+          .step_seconds = 0.6,     // a short request that comes during a long one waits for two
+          .deterministic = false,  // cuBLASLt chooses by the number of rows
+          .head_dim_multiple = 8,  // attention reads heads by 16 bytes
+          .max_head_dim = 256};
 }
 
 int64_t CudaBackend::free_bytes() const {

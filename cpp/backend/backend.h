@@ -70,6 +70,8 @@ class Backend {
   /// Zero-filled device memory. Throws CapacityError.
   virtual Buffer allocate(int64_t bytes) = 0;
   virtual int64_t packed_linear_bytes(int64_t out_features, int64_t in_features) const = 0;
+  /// The formats that the cache of a model with such heads can have here, kNative first.
+  virtual std::span<const KvFormat> kv_formats(int64_t head_dim) const = 0;
   virtual int64_t kv_block_bytes(const KvShape& shape) const = 0;
   virtual int64_t step_plan_bytes(const StepLimits& limits, const AttentionShape& shape) const = 0;
 
@@ -109,7 +111,7 @@ class Backend {
   virtual void linear(const MatrixView& x, const PackedLinear& weight, const MatrixView& y) = 0;
 
   /// Norms the heads of q and k (unless norm is null), rotates them by the step's angles, writes q,
-  /// and appends k and v to the cache.
+  /// and appends k and v to the cache, in its format.
   /// Each sequence turns by its RopeProfile: with P = inv_freq.size() pairs, the same in every
   /// profile of a model and at most D / 2, pair (i, i + P) turns and dims from 2 P on pass through.
   /// The query's rotated dims are multiplied by attention_scale().rotated, and, where logn_length

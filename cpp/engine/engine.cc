@@ -259,7 +259,7 @@ std::unique_ptr<Engine> Engine::load(const std::string& model_dir, const EngineC
   if (resolved.num_threads == 0) resolved.num_threads = available_cpus();
   std::unique_ptr<Backend> backend =
       make_backend(resolved.device, resolved.dtype, resolved.num_threads);
-  take_device_defaults(resolved, *backend);
+  take_device_defaults(resolved, model, *backend);
   const MemoryPlan plan = plan_or_throw(resolved, model, *backend);
   const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(model_dir);
   const std::unique_ptr<Communicator> communicator = make_single_communicator();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "backend/registry.h"
@@ -12,6 +13,25 @@ namespace longspan {
 namespace {
 
 constexpr int64_t kMaxSessionLen = int64_t{1} << 40;
+
+/// "auto", "int8", ...: names for an error to list.
+template <class Names, class Name>
+std::string listed(const Names& names, Name name) {
+  std::string list;
+  for (const auto& each : names) {
+    list += message(list.empty() ? "\"" : ", \"", name(each), "\"");
+  }
+  return list;
+}
+
+/// Throws InvalidArgument for a name of no format.
+KvFormat kv_format(const EngineConfig& c) {
+  const auto found = std::find(kKvFormatNames.begin(), kKvFormatNames.end(), c.kv_cache_dtype);
+  require<InvalidArgument>(found != kKvFormatNames.end(), "kv_cache_dtype: expected one of ",
+                           listed(kKvFormatNames, std::identity()), ", got \"", c.kv_cache_dtype,
+                           "\"");
+  return static_cast<KvFormat>(found - kKvFormatNames.begin());
+}
 
 }  // namespace
 
@@ -39,6 +59,7 @@ EngineConfig resolve_engine_config(const EngineConfig& config, const ModelConfig
   const int block = c.cache_block_seq_len;
   require<InvalidArgument>(block == 64 || block == 128 || block == 256,
                            "cache_block_seq_len: expected 64, 128 or 256 tokens, got ", block);
+  kv_format(c);
   require<InvalidArgument>(c.max_prefill_token_num >= 0 && c.max_prefill_token_num <= 1 << 20,
                            "max_prefill_token_num: expected 0 (the device's best) to 1048576, got ",
                            c.max_prefill_token_num);
@@ -48,9 +69,15 @@ EngineConfig resolve_engine_config(const EngineConfig& config, const ModelConfig
   return c;
 }
 
-void take_device_defaults(EngineConfig& config, const Backend& backend) {
+void take_device_defaults(EngineConfig& config, const ModelConfig& model, const Backend& backend) {
   require<Unsupported>(!config.deterministic || backend.traits().deterministic,
                        "deterministic: expected False on ", backend.describe(), ", got True");
+  const std::span<const KvFormat> formats = backend.kv_formats(model.head_dim);
+  const auto name = [](KvFormat format) { return name_of(format); };
+  require<Unsupported>(
+      std::find(formats.begin(), formats.end(), kv_format(config)) != formats.end(),
+      "kv_cache_dtype: expected one of ", listed(formats, name), " on ", backend.describe(),
+      ", got \"", config.kv_cache_dtype, "\"");
   if (config.max_prefill_token_num == 0) {
     config.max_prefill_token_num = backend.traits().prefill_tokens;
   }
@@ -67,7 +94,7 @@ DecoderLimits decoder_limits(const EngineConfig& c, const DeviceTraits& device) 
 }
 
 KvShape kv_shape(const EngineConfig& c, const ModelConfig& m) {
-  return {m.num_layers, m.num_kv_heads / c.tp, m.head_dim, c.cache_block_seq_len};
+  return {m.num_layers, m.num_kv_heads / c.tp, m.head_dim, c.cache_block_seq_len, kv_format(c)};
 }
 
 MemoryPlan make_memory_plan(const EngineConfig& c, const ModelConfig& m, const Backend& backend,
@@ -112,7 +139,7 @@ MemoryPlan plan_memory(const std::string& model_dir, const EngineConfig& config,
       read_model_config(model_dir, config.hf_overrides, config.rope_scaling_factor, config_dialect);
   EngineConfig resolved = resolve_engine_config(config, model);
   const auto backend = make_backend(config.device, config.dtype, config.num_threads);
-  take_device_defaults(resolved, *backend);
+  take_device_defaults(resolved, model, *backend);
   return make_memory_plan(resolved, model, *backend,
                           device_bytes == 0 ? backend->free_bytes() : device_bytes);
 }

@@ -13,7 +13,7 @@ namespace longspan {
 EngineConfig resolve_engine_config(const EngineConfig& config, const ModelConfig& model);
 
 /// Fills in what EngineConfig leaves to the device. Throws Unsupported for what it cannot do.
-void take_device_defaults(EngineConfig& config, const Backend& backend);
+void take_device_defaults(EngineConfig& config, const ModelConfig& model, const Backend& backend);
 
 /// The limits a resolved config sets to a forward pass.
 DecoderLimits decoder_limits(const EngineConfig& config, const DeviceTraits& device);

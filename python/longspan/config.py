@@ -83,6 +83,14 @@ def _cache_entries(value: Any) -> str | None:
     return None if good else "a fraction in (0, 1) or an integer >= 1 of blocks"
 
 
+#: kv_cache_dtype of each quant_policy.
+_QUANT_POLICIES = {0: "auto", 4: "int4", 8: "int8"}
+
+
+def _quant_policy(value: Any) -> str | None:
+    return None if _is_int(value) and value in _QUANT_POLICIES else "0, 4 or 8"
+
+
 class _Options:
     """Checks the fields of a dataclass."""
 
@@ -116,6 +124,10 @@ class EngineConfig(_Options):
     max_batch_size: sequences running at once; None: 8.
     cache_max_entry_count: KV cache as a fraction of free memory, or a number of blocks.
     cache_block_seq_len: tokens per KV block: 64, 128 or 256.
+    kv_cache_dtype: what keys and values are held in: "auto" (the dtype), "int8", "fp8" (e4m3),
+        "int8_fp8" (int8 keys, fp8 values), "int8_int4" or "int4".
+    quant_policy: LMDeploy's name for the same: 8 is "int8", 4 is "int4", 0 leaves it to
+        kv_cache_dtype.
     enable_prefix_caching: prompts that begin alike under the same RoPE compute that part once;
         blocks stay cached until others need the room.
     max_prefill_token_num: most prompt tokens in one step; None: the device's best.
@@ -157,6 +169,7 @@ class EngineConfig(_Options):
     deterministic: bool = False
     device: str = "auto"
     num_threads: int | None = None
+    kv_cache_dtype: str = "auto"
 
     _checks: ClassVar[dict[str, Check]] = {
         "dtype": _str,
@@ -167,6 +180,8 @@ class EngineConfig(_Options):
         "revision": _optional(_str),
         "use_safetensors": _bool,
         "cache_block_seq_len": _int(1, 2**31 - 1),
+        "kv_cache_dtype": _str,
+        "quant_policy": _quant_policy,
         "enable_prefix_caching": _bool,
         "rope_scaling_factor": _number(lambda v: v == 0 or v >= 1, "0 or a number >= 1"),
         "max_prefill_token_num": _optional(_int(1)),
@@ -185,12 +200,28 @@ class EngineConfig(_Options):
         self.check()
         return {name: getattr(self, name) for name in self._source}
 
+    def check(self) -> None:
+        super().check()
+        self._kv_cache_dtype()
+
+    def _kv_cache_dtype(self) -> str:
+        """By either of its names. Raises InvalidArgument when they disagree."""
+        by_policy = _QUANT_POLICIES[self.quant_policy]
+        if self.quant_policy and self.kv_cache_dtype not in ("auto", by_policy):
+            raise InvalidArgument(
+                f"quant_policy: expected 0 beside kv_cache_dtype={self.kv_cache_dtype!r}, "
+                f"got {self.quant_policy!r}"
+            )
+        return by_policy if self.quant_policy else self.kv_cache_dtype
+
     def native(self) -> _core.EngineConfig:
-        """The same options in the engine's terms; what is None is left to the engine. Every option
-        that works and is not of source() has the engine's name for it."""
+        """The same options in the engine's terms; what is None is left to the engine. But for
+        quant_policy, every option that works and is not of source() has the engine's name."""
         self.check()
         given = {name: getattr(self, name) for name in self._checks if name not in self._source}
         options = {name: value for name, value in given.items() if value is not None}
+        options["kv_cache_dtype"] = self._kv_cache_dtype()
+        del options["quant_policy"]
         options["hf_overrides"] = _to_json(self.hf_overrides or {})
         return _core.EngineConfig(**options)
 

@@ -21,7 +21,6 @@ NOT_YET = {
     EngineConfig: {
         "tp": 2,
         "dp": 2,
-        "quant_policy": 8,
         "use_logn_attn": True,
         "model_format": "awq",
         "devices": [0, 1],
@@ -62,6 +61,9 @@ BAD = [
     (EngineConfig, "rope_scaling_factor", math.inf, "0 or a number >= 1, got inf"),
     (EngineConfig, "rope_length", "prompts", '"request", "prompt", .*, got \'prompts\''),
     (EngineConfig, "rope_length", 0, "an integer > 0"),
+    (EngineConfig, "quant_policy", 16, "0, 4 or 8, got 16"),
+    (EngineConfig, "quant_policy", None, "0, 4 or 8, got None"),
+    (EngineConfig, "kv_cache_dtype", None, "a string, got None"),
     (EngineConfig, "enable_prefix_caching", None, "True or False, got None"),
     (EngineConfig, "deterministic", 1, "True or False, got 1"),
     (EngineConfig, "num_threads", 0, "an integer"),
@@ -141,6 +143,7 @@ def test_engine_options_reach_the_engine() -> None:
         deterministic=True,
         device="cpu",
         num_threads=3,
+        kv_cache_dtype="int8_int4",
     ).native()
     assert native.dtype == "float32"
     assert native.session_len == 1_000_000
@@ -154,8 +157,26 @@ def test_engine_options_reach_the_engine() -> None:
     assert native.deterministic is True
     assert native.device == "cpu"
     assert native.num_threads == 3
+    assert native.kv_cache_dtype == "int8_int4"
     assert EngineConfig(rope_length=4096).native().rope_length == 4096
     assert EngineConfig(cache_max_entry_count=40).native().cache_max_entry_count == 40
+
+
+def test_quant_policy_is_lmdeploys_name_for_the_kv_cache_dtype() -> None:
+    named = {0: "auto", 8: "int8", 4: "int4"}
+    for policy, dtype in named.items():
+        assert EngineConfig(quant_policy=policy).native().kv_cache_dtype == dtype
+        both = EngineConfig(quant_policy=policy, kv_cache_dtype=dtype)
+        assert both.native().kv_cache_dtype == dtype
+    assert EngineConfig(kv_cache_dtype="int8_fp8").native().kv_cache_dtype == "int8_fp8"
+    with pytest.raises(
+        InvalidArgument, match=r"^quant_policy: expected 0 beside kv_cache_dtype='fp8', got 8"
+    ):
+        EngineConfig(quant_policy=8, kv_cache_dtype="fp8")
+    late = EngineConfig(quant_policy=8)
+    late.kv_cache_dtype = "int4"
+    with pytest.raises(InvalidArgument, match="^quant_policy: "):
+        late.native()
 
 
 def test_overrides_must_be_json() -> None:

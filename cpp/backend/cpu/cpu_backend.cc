@@ -44,6 +44,10 @@ DeviceTraits CpuBackend::traits() const {
 int64_t CpuBackend::packed_linear_bytes(int64_t out_features, int64_t in_features) const {
   return CpuPackedLinear::bytes(dtype_, out_features, in_features);
 }
+std::span<const KvFormat> CpuBackend::kv_formats(int64_t) const {
+  static constexpr KvFormat kFormats[] = {KvFormat::kNative};
+  return kFormats;
+}
 int64_t CpuBackend::kv_block_bytes(const KvShape& shape) const {
   return KvTiles(shape, dtype_).block_bytes();
 }

@@ -114,6 +114,10 @@ Buffer CudaBackend::allocate(int64_t bytes) {
 int64_t CudaBackend::packed_linear_bytes(int64_t out_features, int64_t in_features) const {
   return CudaPackedLinear::bytes(out_features, in_features);
 }
+std::span<const KvFormat> CudaBackend::kv_formats(int64_t) const {
+  static constexpr KvFormat kFormats[] = {KvFormat::kNative};
+  return kFormats;
+}
 int64_t CudaBackend::kv_block_bytes(const KvShape& shape) const {
   return KvLayout::of(shape).block_bytes;
 }

@@ -11,8 +11,9 @@ namespace longspan {
 
 /// What an engine is built from. Every field either works or is refused by Engine::load.
 struct EngineConfig {
-  /// "auto", "bfloat16" or "float32": the dtype of weights, KV cache and the inputs of linears;
-  /// accumulation is always float32. "auto" on a CPU is bfloat16 where it has instructions for it.
+  /// "auto", "bfloat16" or "float32": the dtype of weights, the inputs of linears and, unless
+  /// kv_cache_dtype says otherwise, the KV cache; accumulation is always float32. "auto" on a CPU
+  /// is bfloat16 where it has instructions for it.
   std::string dtype = "auto";
   std::string device = "auto";  ///< "auto" or "cpu"
   int num_threads = 0;          ///< CPU threads, >= 1; 0: as many as the process may use
@@ -22,7 +23,10 @@ struct EngineConfig {
   int max_batch_size = 8;  ///< sequences running at once, >= 1
   /// KV pool: a fraction (0, 1) of the free memory after weights, or an integer >= 1: blocks.
   double cache_max_entry_count = 0.8;
-  int cache_block_seq_len = 64;        ///< tokens per KV block: 64, 128 or 256
+  int cache_block_seq_len = 64;  ///< tokens per KV block: 64, 128 or 256
+  /// What keys and values are held in: "auto" (the dtype), "int8", "fp8" (e4m3), "int8_fp8" (int8
+  /// keys, fp8 values), "int8_int4" or "int4".
+  std::string kv_cache_dtype = "auto";
   bool enable_prefix_caching = false;  ///< requests that begin alike share what is computed once
   int64_t max_prefill_token_num = 0;   ///< most prefill tokens in one step; 0: the device's best
   /// 0: the config's RoPE; >= 1: dynamic NTK with that factor.

@@ -29,7 +29,15 @@ Ctrl-C stops an answer, which is then forgotten."""
 _WIDTH = 40  # of the gauge, in characters
 
 
-@engine_options("session_len", "rope_scaling_factor", "device", "dtype", "num_threads", *SOURCE)
+@engine_options(
+    "session_len",
+    "rope_scaling_factor",
+    "device",
+    "dtype",
+    "kv_cache_dtype",
+    "num_threads",
+    *SOURCE,
+)
 def chat(
     model: Model,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,

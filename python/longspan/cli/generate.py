@@ -25,7 +25,14 @@ from longspan.config import EngineConfig, GenerationConfig
 
 
 @engine_options(
-    "session_len", "rope_scaling_factor", "rope_length", "device", "dtype", "num_threads", *SOURCE
+    "session_len",
+    "rope_scaling_factor",
+    "rope_length",
+    "device",
+    "dtype",
+    "kv_cache_dtype",
+    "num_threads",
+    *SOURCE,
 )
 def generate(
     context: typer.Context,

@@ -58,6 +58,13 @@ _ENGINE: dict[str, Any] = {
         float | None,
         typer.Option(help="KV cache: a fraction of the free memory or a number of blocks."),
     ],
+    "kv_cache_dtype": Annotated[
+        str | None,
+        typer.Option(
+            help="KV cache: auto (as --dtype), int8, fp8, int8_fp8 (keys, values), int8_int4 or "
+            "int4."
+        ),
+    ],
     "enable_prefix_caching": Annotated[
         bool | None,
         typer.Option(

@@ -33,7 +33,13 @@ _FIELDS = (
 
 
 @engine_options(
-    "session_len", "max_batch_size", "cache_max_entry_count", "device", "dtype", *SOURCE
+    "session_len",
+    "max_batch_size",
+    "cache_max_entry_count",
+    "device",
+    "dtype",
+    "kv_cache_dtype",
+    *SOURCE,
 )
 def plan(model: Model, json: Json = None, *, options: dict[str, Any]) -> None:
     """Say what memory a session length takes, without loading the weights.

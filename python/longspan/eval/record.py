@@ -39,6 +39,7 @@ _ENGINE = (
     "max_batch_size",
     "cache_max_entry_count",
     "cache_block_seq_len",
+    "kv_cache_dtype",
     "enable_prefix_caching",
     "max_prefill_token_num",
     "rope_scaling_factor",

@@ -72,6 +72,10 @@ TEST(MemoryPlan, BadOptionsAreNamed) {
   expect_named([](EngineConfig& c) { c.cache_max_entry_count = 1.5; }, "cache_max_entry_count");
   expect_named([](EngineConfig& c) { c.cache_max_entry_count = NAN; }, "cache_max_entry_count");
   expect_named([](EngineConfig& c) { c.cache_block_seq_len = 100; }, "cache_block_seq_len");
+  expect_named([](EngineConfig& c) { c.kv_cache_dtype = "int3"; },
+               "kv_cache_dtype: expected one of \"auto\", \"int8\"");
+  expect_named([](EngineConfig& c) { c.kv_cache_dtype = "int8"; },
+               "kv_cache_dtype: expected one of \"auto\" on cpu (");
   expect_named([](EngineConfig& c) { c.max_prefill_token_num = -1; }, "max_prefill_token_num");
   expect_named([](EngineConfig& c) { c.tp = 2; }, "tp");
   expect_named([](EngineConfig& c) { c.rope_length = {RopeLengthPolicy::kFixed, 0}; },

@@ -16,6 +16,7 @@ struct ErrorTypes {
   PyObject* capacity;
   PyObject* backend_unavailable;
   PyObject* numerical;
+  PyObject* parallel;
   PyObject* engine_closed;
 };
 ErrorTypes types;
@@ -54,6 +55,8 @@ void translate(std::exception_ptr pointer) {
     PyErr_SetString(types.backend_unavailable, e.what());
   } catch (const NumericalError& e) {
     PyErr_SetString(types.numerical, e.what());
+  } catch (const ParallelError& e) {
+    PyErr_SetString(types.parallel, e.what());
   } catch (const EngineClosed& e) {
     PyErr_SetString(types.engine_closed, e.what());
   } catch (const Error& e) {
@@ -90,6 +93,9 @@ void bind_errors(py::module_& m) {
       m, "BackendUnavailable", "The device or its library is absent.", py::make_tuple(base));
   types.numerical = new_type(m, "NumericalError", "A request produced NaN or infinite logits.",
                              py::make_tuple(base));
+  types.parallel =
+      new_type(m, "ParallelError", "Another rank of a tensor-parallel group failed or was lost.",
+               py::make_tuple(base));
   types.engine_closed =
       new_type(m, "EngineClosed", "The engine was closed before the request could finish.",
                py::make_tuple(base));

@@ -1,23 +1,60 @@
 #pragma once
 
+#include <cstddef>
 #include <memory>
+#include <span>
+#include <string>
+#include <vector>
 
 #include "core/matrix.h"
 
 namespace longspan {
 
-/// How the ranks of a tensor-parallel group combine what each computed. Model code calls it without
-/// asking how many ranks there are; for one rank it is a null object.
+/// How the ranks of a tensor-parallel group combine what each computed. All ranks call the same
+/// ops in the same order with the same shapes. Model code calls it without asking how many ranks
+/// there are; for one rank it is a null object. One thread per rank.
+///
+/// When a rank fails, the others' ops throw ParallelError, at once where they wait; so does every
+/// op until all have called recover().
 class Communicator {
  public:
   virtual ~Communicator() = default;
-  virtual int rank() const = 0;
+  virtual int rank() const = 0;  ///< in [0, size())
   virtual int size() const = 0;
-  /// Replaces every element by its sum over the ranks. acc dtype, all ranks the same shape.
+
+  // ---- matrices of the rank's backend, in the order of its ops ----
+
+  /// Replaces every element by its sum over the ranks, added in the same order every time.
+  /// out or acc dtype.
   virtual void all_reduce(const MatrixView& matrix) = 0;
+
+  /// Puts the ranks' columns side by side: rank r's `mine`, [R, share_of(all.cols, r, size())],
+  /// become those columns of every rank's `all`. For one rank both are the same matrix. acc dtype.
+  virtual void all_gather(const MatrixView& mine, const MatrixView& all) = 0;
+
+  // ---- host memory; done when they return ----
+
+  /// Rank 0's message, of any length, becomes everyone's.
+  virtual void broadcast(std::vector<std::byte>& message) = 0;
+
+  /// all: [size()][mine.size()].
+  virtual void all_gather(std::span<const std::byte> mine, std::span<std::byte> all) = 0;
+
+  // ---- failure ----
+
+  /// Tells the group that this rank could not go on, and why.
+  virtual void fail(const std::string& why) = 0;
+
+  /// Called by every rank after an op threw or it failed: waits for the others, then the group is
+  /// as new. False where it cannot be used again.
+  virtual bool recover() = 0;
 };
 
 /// The group of one.
 std::unique_ptr<Communicator> make_single_communicator();
+
+/// A group of `size` threads of this process over host memory, float32 matrices; one communicator
+/// each, which may outlive the others.
+std::vector<std::unique_ptr<Communicator>> make_local_communicators(int size);
 
 }  // namespace longspan

@@ -69,6 +69,13 @@ class LONGSPAN_API NumericalError : public Error {
   using Error::Error;
 };
 
+/// Another rank of a tensor-parallel group failed or was lost; the message names the rank and what
+/// happened to it. Only the requests of the step end.
+class LONGSPAN_API ParallelError : public Error {
+ public:
+  using Error::Error;
+};
+
 /// The engine was closed while the request was waiting or running, or before it was submitted.
 class LONGSPAN_API EngineClosed : public Error {
  public:

@@ -17,6 +17,11 @@ class FakeRank final : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   void all_reduce(const MatrixView&) override {}
+  void all_gather(const MatrixView&, const MatrixView&) override {}
+  void broadcast(std::vector<std::byte>&) override {}
+  void all_gather(std::span<const std::byte>, std::span<std::byte>) override {}
+  void fail(const std::string&) override {}
+  bool recover() override { return true; }
 
  private:
   int rank_;

@@ -1,0 +1,162 @@
+#include "parallel/communicator.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "longspan/error.h"
+#include "parallel/share.h"
+
+namespace longspan {
+namespace {
+
+/// A float32 matrix with a gap between its rows.
+struct Matrix {
+  Matrix(int64_t rows, int64_t cols)
+      : values(static_cast<size_t>(rows * (cols + 3)), -7.0f),
+        view{values.data(), DType::kF32, rows, cols, cols + 3} {}
+  float& at(int64_t row, int64_t col) { return view.row<float>(row)[col]; }
+  std::vector<float> values;
+  MatrixView view;
+};
+
+/// A value of rank r, of very different sizes so that the order of a sum shows.
+float value_of(int rank, int64_t row, int64_t col) {
+  std::mt19937 random(static_cast<uint32_t>(rank * 1000003 + row * 1009 + col));
+  const auto exponent = static_cast<int>(random() % 40) - 20;
+  return std::ldexp(static_cast<float>(random() % 2000) - 1000.0f, exponent);
+}
+
+class Group : public testing::TestWithParam<int> {
+ protected:
+  /// Runs `work` on every rank, a thread each; what one throws past it is a failure of the test.
+  static void run(int size, const std::function<void(Communicator&)>& work) {
+    std::vector<std::unique_ptr<Communicator>> ranks;
+    if (size == 1) {
+      ranks.push_back(make_single_communicator());
+    } else {
+      ranks = make_local_communicators(size);
+    }
+    std::vector<std::thread> threads;
+    threads.reserve(ranks.size());
+    for (auto& rank : ranks) {
+      threads.emplace_back([&] { EXPECT_NO_THROW(work(*rank)); });
+    }
+    for (std::thread& thread : threads) thread.join();
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Sizes, Group, testing::Values(1, 2, 3, 4, 7));
+
+TEST_P(Group, AllReduceAddsInOrderOfRank) {
+  constexpr int64_t kRows = 5;
+  const int size = GetParam();
+  for (const int64_t cols : {1, 6, 200}) {
+    run(size, [&](Communicator& ranks) {
+      for (int round = 0; round < 6; ++round) {
+        Matrix m(kRows, cols);
+        for (int64_t i = 0; i < kRows * cols; ++i) {
+          m.at(i / cols, i % cols) = value_of(ranks.rank() + round, i / cols, i % cols);
+        }
+        if (ranks.rank() == round % size) std::this_thread::yield();
+        ranks.all_reduce(m.view);
+        for (int64_t i = 0; i < kRows * cols; ++i) {
+          float sum = 0.0f;
+          for (int r = 0; r < size; ++r) sum += value_of(r + round, i / cols, i % cols);
+          ASSERT_EQ(m.at(i / cols, i % cols), sum) << size << " " << i;
+        }
+        for (int64_t row = 0; row < kRows; ++row) ASSERT_EQ(m.view.row<float>(row)[cols], -7.0f);
+      }
+    });
+  }
+}
+
+TEST_P(Group, AllGatherPutsColumnsSideBySide) {
+  const int size = GetParam();
+  for (const int64_t cols : {7, 97, 128}) {
+    run(size, [&](Communicator& ranks) {
+      const Share share = share_of(cols, ranks.rank(), size);
+      for (int round = 0; round < 6; ++round) {
+        Matrix all(3, cols);
+        Matrix part(3, share.size());
+        Matrix& mine = size == 1 ? all : part;  // one rank has them all in place
+        for (int64_t row = 0; row < 3; ++row) {
+          for (int64_t i = 0; i < share.size(); ++i) {
+            mine.at(row, i) = static_cast<float>(1000 * (row + round) + share.begin + i);
+          }
+        }
+        ranks.all_gather(mine.view, all.view);
+        for (int64_t row = 0; row < 3; ++row) {
+          for (int64_t i = 0; i < cols; ++i) {
+            ASSERT_EQ(all.at(row, i), static_cast<float>(1000 * (row + round) + i));
+          }
+        }
+      }
+    });
+  }
+}
+
+TEST_P(Group, HostMessagesReachAll) {
+  const int size = GetParam();
+  run(size, [&](Communicator& ranks) {
+    for (int round = 0; round < 50; ++round) {
+      const auto length = static_cast<size_t>(round * 37 % 50);
+      std::vector<std::byte> message(ranks.rank() == 0 ? length : 3, std::byte{9});
+      if (ranks.rank() == 0) message.assign(length, static_cast<std::byte>(round));
+      ranks.broadcast(message);
+      ASSERT_EQ(message, std::vector<std::byte>(length, static_cast<std::byte>(round)));
+      const int mine[2] = {ranks.rank(), round};
+      std::vector<int> all(static_cast<size_t>(2 * size));
+      ranks.all_gather(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
+      for (int r = 0; r < size; ++r) {
+        ASSERT_EQ(all[static_cast<size_t>(2 * r)], r);
+        ASSERT_EQ(all[static_cast<size_t>(2 * r + 1)], round);
+      }
+    }
+  });
+}
+
+TEST_P(Group, AFailedRankEndsTheOthersAndAllRecover) {
+  const int size = GetParam();
+  if (size == 1) return;
+  for (int failing = 0; failing < size; ++failing) {
+    std::atomic<int> woken = 0;
+    run(size, [&](Communicator& ranks) {
+      std::mt19937 random(static_cast<uint32_t>(failing));  // the same on all ranks
+      for (int round = 0; round < 8; ++round) {
+        const int last = static_cast<int>(random() % 12);  // ops before the failure
+        Matrix m(2, 10);
+        std::vector<std::byte> message(5);
+        try {
+          for (int op = 0; op < 20; ++op) {
+            if (ranks.rank() == failing && op == last) throw std::runtime_error("injected");
+            op % 2 == 0 ? ranks.all_reduce(m.view) : ranks.broadcast(message);
+          }
+          ADD_FAILURE() << "rank " << ranks.rank() << " ended";
+        } catch (const ParallelError& error) {
+          const std::string expected =
+              "rank " + std::to_string(failing) + " of " + std::to_string(size) + ": injected";
+          EXPECT_EQ(error.what(), expected);
+          ++woken;
+          EXPECT_THROW(ranks.all_reduce(m.view), ParallelError);
+        } catch (const std::runtime_error& error) {
+          ranks.fail(error.what());
+        }
+        EXPECT_TRUE(ranks.recover());
+        m.at(0, 0) = 1.0f;
+        ranks.all_reduce(m.view);
+        EXPECT_EQ(m.at(0, 0), static_cast<float>(size));
+      }
+    });
+    EXPECT_EQ(woken, 8 * (size - 1));
+  }
+}
+
+}  // namespace
+}  // namespace longspan

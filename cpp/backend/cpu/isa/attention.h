@@ -132,19 +132,21 @@ inline void begin_products() {
 }
 
 /// C [rows][N] (+)= A0 B0 + A1 B1 + ... of num_parts products in turn, each with k inner elements
-/// and N / kPanelCols whole panels; part i of A begins i * k columns on.
+/// and N / kPanelCols whole panels; part i of A begins i * k columns on. ahead: the parts that are
+/// to be multiplied later, or null.
 template <class Act>
 inline void multiply_parts(const Act* a, int64_t a_stride, const Act* const* parts,
-                           int64_t num_parts, int64_t k, int64_t n, int64_t rows, float* c,
-                           int64_t c_stride, bool accumulate) {
+                           const Act* const* ahead, int64_t num_parts, int64_t k, int64_t n,
+                           int64_t rows, float* c, int64_t c_stride, bool accumulate) {
   for (int64_t col = 0; col < n; col += kPanelCols, c += kPanelCols) {
-    PanelProduct<Act> product{a, a_stride, nullptr, k, c, c_stride, c, c_stride};
+    PanelProduct<Act> product{a, a_stride, nullptr, k, c, c_stride, c, c_stride, nullptr};
     if (!accumulate) {
       product.start = kZeroRow;
       product.start_stride = 0;
     }
     for (int64_t part = 0; part < num_parts; ++part) {
       product.b = parts[part] + col * k;
+      product.ahead = (ahead[part] == nullptr ? parts[part] : ahead[part]) + col * k;
       multiply_panel(product, rows);
       product.a += k;
       product.start = c;
@@ -203,8 +205,8 @@ inline void multiply_panel_parts(const bf16_t* a, int64_t a_stride, const bf16_t
 }
 
 inline void multiply_parts(const bf16_t* a, int64_t a_stride, const bf16_t* const* parts,
-                           int64_t num_parts, int64_t k, int64_t n, int64_t rows, float* c,
-                           int64_t c_stride, bool accumulate) {
+                           const bf16_t* const*, int64_t num_parts, int64_t k, int64_t n,
+                           int64_t rows, float* c, int64_t c_stride, bool accumulate) {
   for (int64_t col = 0; col < n; col += kPanelCols, c += kPanelCols) {
     if (rows > 16) {
       multiply_panel_parts<true>(a, a_stride, parts, num_parts, col * k, k, c, c_stride,
@@ -218,11 +220,11 @@ inline void multiply_parts(const bf16_t* a, int64_t a_stride, const bf16_t* cons
 
 #endif
 
-/// One strip of rows against one step of keys.
+/// One strip of rows against one step of keys; next: the tiles of the step that follows.
 template <class Act>
 inline void attend_strip(const AttentionTask& task, const AttentionMemory<Act>& memory,
                          int64_t first_row, int64_t rows, int64_t first_key, bool first_of_span,
-                         const StepTiles<Act>& tiles) {
+                         const StepTiles<Act>& tiles, const StepTiles<Act>& next) {
   const auto position = [&](int64_t row) { return task.first_position + row / task.group; };
   const int64_t last_position = position(first_row + rows - 1);
   const int64_t num_tiles =
@@ -231,7 +233,7 @@ inline void attend_strip(const AttentionTask& task, const AttentionMemory<Act>& 
 
   const Act* q = memory.q + first_row * memory.inner;
   for (int64_t tile = 0; tile < num_tiles; ++tile) {
-    multiply_parts(q, memory.inner, &tiles.k[tile], 1, memory.inner, kKeyTile, rows,
+    multiply_parts(q, memory.inner, &tiles.k[tile], &next.k[tile], 1, memory.inner, kKeyTile, rows,
                    memory.s + tile * kKeyTile, kStepKeys, false);
   }
 
@@ -253,7 +255,7 @@ inline void attend_strip(const AttentionTask& task, const AttentionMemory<Act>& 
     }
   }
 
-  multiply_parts(memory.p, kStepKeys, tiles.v, num_tiles, kKeyTile, memory.cols, rows,
+  multiply_parts(memory.p, kStepKeys, tiles.v, next.v, num_tiles, kKeyTile, memory.cols, rows,
                  memory.o + first_row * memory.cols, memory.cols, !first_of_span);
 }
 
@@ -270,9 +272,11 @@ inline void attend_span(const AttentionTask& task, const AttentionMemory<Act>& m
     for (int64_t row = 0; row < rows; row += kStripRows) {
       const int64_t count = std::min(kStripRows, rows - row);
       const int64_t last_position = task.first_position + (row + count - 1) / task.group;
-      prefetch_tiles(next, memory.inner, memory.cols, row / kStripRows, num_strips);
+      if (!asks_ahead<Act>(rows)) {
+        prefetch_tiles(next, memory.inner, memory.cols, row / kStripRows, num_strips);
+      }
       if (key > last_position) continue;
-      attend_strip(task, memory, row, count, key, key == first_key, tiles);
+      attend_strip(task, memory, row, count, key, key == first_key, tiles, next);
     }
   }
   for (int64_t row = 0; row < rows; ++row)

@@ -13,10 +13,11 @@ struct PanelProduct {
   int64_t start_stride;
   float* c;
   int64_t c_stride;
+  const T* ahead;  ///< another B that few rows ask to have brought near, or any address
 
   PanelProduct from_row(int64_t row) const {
-    return {a + row * a_stride, a_stride,           b,       k, start + row * start_stride,
-            start_stride,       c + row * c_stride, c_stride};
+    return {a + row * a_stride, a_stride,           b,        k,    start + row * start_stride,
+            start_stride,       c + row * c_stride, c_stride, ahead};
   }
 };
 
@@ -42,31 +43,34 @@ inline constexpr int kParts = kPanelCols / kWidth;
 using Part = float __attribute__((vector_size(kWidth * 4)));
 using PartU = uint32_t __attribute__((vector_size(kWidth * 4)));
 
+/// Asks for a line of cache to be brought into the second level.
+inline void prefetch_line(const void* p) { __builtin_prefetch(p, 0, 2); }
+
 /// c += a B for one k of one row: a scalar against 32 columns.
 inline void multiply_add(const float* a, const float* b, Part* c) {
 #pragma GCC unroll 8
   for (int i = 0; i < kParts; ++i) c[i] += *a * load_as<Part>(b + int64_t{i} * kWidth);
 }
 
-/// The same for a pair of k in bfloat16: b is 32 columns of pairs, the halves 16 rows apart.
-inline void multiply_add(const bf16_t* a, const bf16_t* b, Part* c) {
-  constexpr int64_t kHalf = kLanes * 2 * 16;  // elements from one half of the columns to the other
+/// Elements of bfloat16 from one half of a panel's columns to the other: a K block of 16 columns.
+inline constexpr int64_t kHalfPanel = kKBlock * kLanes;
+
+/// The same for a pair of k in bfloat16 and one half of the columns: b is 16 columns of pairs.
+inline void multiply_add_half(const bf16_t* a, const bf16_t* b, Part* c) {
 #if defined(__AVX512BF16__)
   int32_t pair;
   std::memcpy(&pair, a, sizeof(pair));
   const auto x = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
   c[0] = _mm512_dpbf16_ps(c[0], x, load_as<__m512bh>(b));
-  c[1] = _mm512_dpbf16_ps(c[1], x, load_as<__m512bh>(b + kHalf));
 #else
   const auto widen = [](bf16_t bits) {
     return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
   };
   const float even = widen(a[0]);
   const float odd = widen(a[1]);
-#pragma GCC unroll 8
-  for (int i = 0; i < kParts; ++i) {
-    const int64_t col = int64_t{i} * kWidth;
-    const auto pairs = load_as<PartU>(b + col / kLanes * kHalf + col % kLanes * 2);
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts / 2; ++i) {
+    const auto pairs = load_as<PartU>(b + int64_t{i} * kWidth * 2);
     const PartU low = pairs << 16;
     const PartU high = pairs & 0xffff0000U;
     c[i] += even * load_as<Part>(&low);
@@ -75,8 +79,48 @@ inline void multiply_add(const bf16_t* a, const bf16_t* b, Part* c) {
 #endif
 }
 
+/// The same for all 32 columns.
+inline void multiply_add(const bf16_t* a, const bf16_t* b, Part* c) {
+  multiply_add_half(a, b, c);
+  multiply_add_half(a, b + kHalfPanel, c + kParts / 2);
+}
+
+/// Rows of k that multiply_in_order takes at a time.
+template <class T>
+inline constexpr int64_t kInOrder = sizeof(T) == 2 ? kKBlock : 1;
+
+/// c += A B for kInOrder rows of k, with B read in the order of memory; the same lines of `ahead`
+/// are asked for meanwhile.
+template <int Rows>
+inline void multiply_in_order(const float* a, int64_t a_stride, const float* b, const float* ahead,
+                              Part (*c)[kParts]) {
+  prefetch_line(ahead);
+  prefetch_line(ahead + kLanes);
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) multiply_add(a + r * a_stride, b, c[r]);
+}
+template <int Rows>
+inline void multiply_in_order(const bf16_t* a, int64_t a_stride, const bf16_t* b,
+                              const bf16_t* ahead, Part (*c)[kParts]) {
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+#pragma GCC unroll 16
+    for (int64_t k = 0; k < kKBlock; k += 2, b += 2 * kLanes, ahead += 2 * kLanes) {
+      prefetch_line(ahead);
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r) {
+        multiply_add_half(a + r * a_stride + k, b, c[r] + half * (kParts / 2));
+      }
+    }
+  }
+}
+
+/// Rows up to which a product waits for B more than for its sums. They read it in the order of
+/// memory, as prefetchers expect: on Zen 4 that and asking ahead are twice the bytes per second.
+inline constexpr int kFewRows = std::min(8, kRows);
+
 /// The product for Rows rows, with C in registers.
-template <int Rows, class T>
+template <int Rows, bool Few, class T>
 inline void multiply_strip(const PanelProduct<T>& p) {
   Part c[Rows][kParts];
 #pragma GCC unroll 16
@@ -88,11 +132,18 @@ inline void multiply_strip(const PanelProduct<T>& p) {
   }
   const T* a = p.a;
   const int64_t a_stride = p.a_stride;
-  constexpr int64_t kStep = sizeof(T) == 2 ? 2 : 1;  // k at a time
-  for (int64_t k = 0; k < p.k; k += kStep) {
-    const T* b = p.b + index_in_panel<T>(k, 0);
+  if constexpr (Few) {
+    for (int64_t k = 0; k < p.k; k += kInOrder<T>) {
+      const int64_t offset = k * kPanelCols;
+      multiply_in_order<Rows>(a + k, a_stride, p.b + offset, p.ahead + offset, c);
+    }
+  } else {
+    constexpr int64_t kStep = sizeof(T) == 2 ? 2 : 1;  // k at a time
+    for (int64_t k = 0; k < p.k; k += kStep) {
+      const T* b = p.b + index_in_panel<T>(k, 0);
 #pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r) multiply_add(a + r * a_stride + k, b, c[r]);
+      for (int r = 0; r < Rows; ++r) multiply_add(a + r * a_stride + k, b, c[r]);
+    }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
@@ -104,19 +155,29 @@ inline void multiply_strip(const PanelProduct<T>& p) {
 }
 
 /// multiply_strip for a number of rows known only now, in [1, Rows].
-template <int Rows, class T>
+template <int Rows, bool Few, class T>
 inline void multiply_rows(const PanelProduct<T>& p, int64_t rows) {
   if constexpr (Rows > 1) {
-    if (rows < Rows) return multiply_rows<Rows - 1>(p, rows);
+    if (rows < Rows) return multiply_rows<Rows - 1, Few>(p, rows);
   }
-  multiply_strip<Rows>(p);
+  multiply_strip<Rows, Few>(p);
+}
+
+/// Whether a product of so many rows asks for PanelProduct::ahead.
+template <class T>
+constexpr bool asks_ahead(int64_t rows) {
+#if defined(__AMX_BF16__)
+  if (sizeof(T) == 2) return false;
+#endif
+  return rows <= kFewRows;
 }
 
 /// The product for m rows.
 template <class T>
 inline void multiply_panel(const PanelProduct<T>& p, int64_t m) {
+  if (m <= kFewRows) return multiply_rows<kFewRows, true>(p, m);
   for (int64_t row = 0; row < m; row += kRows) {
-    multiply_rows<kRows>(p.from_row(row), std::min<int64_t>(kRows, m - row));
+    multiply_rows<kRows, false>(p.from_row(row), std::min<int64_t>(kRows, m - row));
   }
 }
 
@@ -238,14 +299,22 @@ void gemm(const GemmTask& task) {
   // aside in between, which rounds nothing: C's rows may lie where they evict each other.
   const int64_t slabs = (k + kSlab<T> - 1) / kSlab<T>;
   const int64_t slab = round_up((k + slabs - 1) / slabs, kKBlock);
+  constexpr int64_t kAhead = 4096 / sizeof(T);  // far enough for memory, near enough to stay
   alignas(64) float waiting[kBlockRows * kPanelCols];
   for (int64_t panel = 0; panel < task.panels; ++panel, b += k * kPanelCols) {
     float* c = task.c + panel * kPanelCols;
     const float* bias = task.bias == nullptr ? kZeroRow : task.bias + panel * kPanelCols;
     for (int64_t row = 0; row < task.m; row += kBlockRows) {
       const int64_t rows = std::min(kBlockRows, task.m - row);
-      PanelProduct<T> p{
-          a + row * task.a_stride, task.a_stride, b, slab, bias, 0, waiting, kPanelCols};
+      PanelProduct<T> p{a + row * task.a_stride,
+                        task.a_stride,
+                        b,
+                        slab,
+                        bias,
+                        0,
+                        waiting,
+                        kPanelCols,
+                        b + kAhead};
       for (int64_t left = k; left > 0; left -= slab) {
         if (left <= slab) {  // the last
           p.k = left;
@@ -255,6 +324,7 @@ void gemm(const GemmTask& task) {
         multiply_panel(p, rows);
         p.a += slab;
         p.b += slab * kPanelCols;
+        p.ahead += slab * kPanelCols;
         p.start = waiting;
         p.start_stride = kPanelCols;
       }

@@ -83,9 +83,12 @@ class Floors:
         self.kv_bytes = 2 * 2 * layers * kv_heads * dim
         self.rates = rates
 
+    def flops(self, tokens: int) -> float:
+        """Of a prefill and its one row of logits."""
+        return 2 * self.linear * tokens + 2 * self.head + self.pair_flops * tokens * tokens / 2
+
     def prefill(self, tokens: int) -> float:
-        flops = 2 * self.linear * tokens + 2 * self.head + self.pair_flops * tokens * tokens / 2
-        return flops / self.rates["bf16_product_flops"]
+        return self.flops(tokens) / self.rates["bf16_product_flops"]
 
     def decode(self, keys: int, batch: int = 1) -> float:
         read = 2 * (self.linear + self.head) + batch * keys * self.kv_bytes

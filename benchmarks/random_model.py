@@ -1,7 +1,8 @@
 """A checkpoint of random weights in the shape of the reference job: values do not matter to speed.
 
 InternLM2.5-7B-Chat-1M's shape (7.74 billion parameters, dynamic NTK factor 2.5 beyond 262144
-tokens) under the Llama family's names, 15.5 GB of bfloat16. Needs torch; quick on a GPU.
+tokens) under the Llama family's names, 15.5 GB of bfloat16, and a tokenizer that makes about as
+many tokens of English as that model's own. Needs torch and tokenizers; quick on a GPU.
 
     python benchmarks/random_model.py /dev/shm/reference-job
 """
@@ -74,7 +75,7 @@ def write(folder: Path, config: dict[str, Any]) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    write_tokenizer(folder, config["vocab_size"])
     files = tensors(config)
     index: dict[str, str] = {}
     for i, group in enumerate(files, 1):
@@ -88,6 +89,39 @@ def write(folder: Path, config: dict[str, Any]) -> None:
             index[tensor] = name
         save_file(values, folder / name)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    # Last: a folder that has it is whole.
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+
+
+def write_tokenizer(folder: Path, vocab_size: int) -> None:
+    """Byte-level BPE whose words are those of the passkey prompts: a token for each, as in any
+    large vocabulary. Ids up to vocab_size that no text gives have a name too, so that whatever the
+    weights say can be printed."""
+    from longspan.eval.passkey import FILLER, QUESTION, TASK
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    special = ["<unk>", "<s>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    room = vocab_size - len(special) - len(alphabet)
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(alphabet) + min(max(room, 0), 1000),
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
+    )
+    words.train_from_iterator([TASK, FILLER, f" {FILLER}", QUESTION], trainer)
+    trained = json.loads(words.to_str())["model"]
+    tokens = special + sorted(trained["vocab"], key=trained["vocab"].get)
+    tokens += [f"<{i}>" for i in range(len(tokens), vocab_size)]
+    merges = [tuple(merge) for merge in trained["merges"]]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    tokenizer.pre_tokenizer = words.pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
 
 
 def main() -> None:

@@ -1,0 +1,285 @@
+"""One passkey round at a million tokens on one GPU: seconds from pipe([prompt]) to the answer.
+
+The round is that of LMDeploy's context length extrapolation document, which takes about 364 s on
+four A100-80G there, with the reference job (random_model.py; values do not matter to speed, so the
+key is not found and only the work is judged). Attention is exact: every key is read. Each figure
+stands beside its floor: all FLOPs at CEILING, or all bytes at COPY, the most that an H100 has shown
+in bfloat16 attention and in copying memory.
+
+    python benchmarks/cuda_million.py /dev/shm/reference-job --json million.json
+
+The model is made first where the folder is empty. --max-seconds ends a run early with what was
+measured by then; --get-ppl N scores the first N tokens of the same prompt as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cuda_reference_job import Floors
+
+CEILING = 690e12  # FLOP/s
+COPY = 3.0e12  # bytes/s
+TARGET_S = 364.0
+SAID_EVERY_S = 10.0
+#: What the document leaves free in the prompt.
+ROOM = 1000
+
+
+class OutOfTime(Exception):
+    """--max-seconds are over."""
+
+
+class GpuMemory:
+    """The memory in use on the first GPU, as nvidia-smi tells it twice a second; MiB."""
+
+    def __init__(self) -> None:
+        self.before: int | None = None  # when the watching began
+        self.peak = 0
+        command = ["nvidia-smi", "--id=0", "--query-gpu=memory.used"]
+        command += ["--format=csv,noheader,nounits", "--loop-ms=500"]
+        try:
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        except OSError:
+            return
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        deadline = time.monotonic() + 10.0
+        while self.before is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def _watch(self) -> None:
+        for line in self._process.stdout or ():
+            if not line.strip().isdecimal():
+                return
+            self.peak = max(self.peak, int(line))
+            if self.before is None:
+                self.before = int(line)
+
+    def taken(self) -> int | None:
+        """Bytes at the peak beyond those in use before; None where nobody could tell."""
+        return None if self.before is None else (self.peak - self.before) << 20
+
+
+class Watch:
+    """A progress callback: a line every SAID_EVERY_S, and OutOfTime at the deadline."""
+
+    def __init__(self, floors: Floors, deadline: float) -> None:
+        self.floors = floors
+        self.deadline = deadline
+        self.last: Any = None  # the latest Progress with work in it
+        self._said = time.monotonic()
+
+    def __call__(self, states: Sequence[Any]) -> None:
+        state = self.last = states[0]
+        now = time.monotonic()
+        if now - self._said >= SAID_EVERY_S and state.tokens_per_s > 0:
+            self._said = now
+            print(
+                f"  {state.prefill_done:,} of {state.prefill_total:,} tokens, "
+                f"{state.tokens_per_s:,.0f} tokens/s, {self.tflops():,.0f} TFLOP/s, "
+                f"{state.eta_s:,.0f} s left, {state.generated} generated",
+                flush=True,
+            )
+        if now > self.deadline:
+            raise OutOfTime
+
+    def seconds(self) -> float:
+        return self.last.prefill_done / self.last.tokens_per_s if self.last.tokens_per_s else 0.0
+
+    def tflops(self) -> float:
+        seconds = self.seconds()
+        return self.floors.flops(self.last.prefill_done) / seconds * 1e-12 if seconds else 0.0
+
+
+def passkey_prompt(tokenizer: Any, session_len: int, seed: int) -> tuple[str, int]:
+    """The prompt of the document's program, and its key."""
+    from longspan.eval.passkey import FILLER, KEY_END, QUESTION, TASK, information
+
+    random = np.random.default_rng(seed)
+    fillers = (session_len - ROOM) // len(tokenizer.encode(FILLER))
+    before = int(random.integers(0, fillers))
+    key = int(random.integers(1, KEY_END))
+    parts = [TASK, " ".join([FILLER] * before), information(key)]
+    parts += [" ".join([FILLER] * (fillers - before)), QUESTION]
+    return " ".join(parts), key
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "device": args.device,
+        "session_len": args.session_len,
+        "rope_scaling_factor": 2.5,
+        "max_batch_size": 1,
+        "cache_max_entry_count": args.cache_max_entry_count,
+        "kv_cache_dtype": args.kv_cache_dtype,
+    }
+    if args.chunk:
+        options["max_prefill_token_num"] = args.chunk
+    if args.prefill_attention:
+        options["prefill_attention"] = args.prefill_attention
+    return options
+
+
+def passkey_round(pipe: Any, prompt: str, key: int, args: Any, watch: Watch) -> dict[str, Any]:
+    from longspan import GenerationConfig
+
+    begin = time.perf_counter()
+    tokens = len(pipe.tokenizer.encode(prompt))
+    tokenize_s = time.perf_counter() - begin
+    print(f"{tokens:,} tokens, {tokenize_s:.2f} s to encode", flush=True)
+    # Random weights know no end: the tokens of an answer, whatever they are.
+    answer = GenerationConfig(max_new_tokens=args.max_new_tokens, ignore_eos=True)
+    begin = time.perf_counter()
+    try:
+        response = pipe([prompt], answer, progress=watch)[0]
+    except OutOfTime:
+        seconds, done = watch.seconds(), watch.last.prefill_done
+        return {
+            "complete": False,
+            "prompt_tokens": tokens,
+            "prefilled_tokens": done,
+            "prefill_s": seconds,
+            "prefill_tflops": watch.tflops(),
+            "prefill_floor_s": watch.floors.prefill(done),
+        }
+    pipe_s = time.perf_counter() - begin
+    timings = response.timings
+    assert timings is not None
+    return {
+        "complete": True,
+        "prompt_tokens": tokens,
+        "generated_tokens": response.generate_token_len,
+        "tokenize_s": tokenize_s,
+        "pipe_s": pipe_s,
+        "answer_s": pipe_s - tokenize_s,  # the figure
+        "prefill_s": timings.prefill_s,
+        "prefill_tflops": watch.floors.flops(tokens) / timings.prefill_s * 1e-12,
+        "prefill_floor_s": watch.floors.prefill(tokens),
+        "decode_s_per_token": timings.decode_s / max(timings.decode_tokens, 1),
+        "decode_floor_s": watch.floors.decode(tokens),
+        "key": key,
+        "answer": response.text,
+    }
+
+
+def score(pipe: Any, prompt: str, tokens: int, watch: Watch) -> dict[str, Any]:
+    ids = pipe.tokenizer.encode(prompt)[:tokens]
+    begin = time.perf_counter()
+    try:
+        perplexity = pipe.get_ppl(ids, progress=watch)[0]
+    except OutOfTime:
+        return {"complete": False, "tokens": len(ids), "prefilled_tokens": watch.last.prefill_done}
+    seconds = time.perf_counter() - begin
+    flops = watch.floors.flops(len(ids)) + 2 * watch.floors.head * len(ids)
+    return {
+        "complete": True,
+        "tokens": len(ids),
+        "seconds": seconds,
+        "tflops": flops / seconds * 1e-12,
+        "floor_s": flops / CEILING,
+        "mean_nll": perplexity.mean_nll,
+    }
+
+
+def report(record: dict[str, Any]) -> None:
+    def line(name: str, value: float, unit: str, floor: float | None = None) -> None:
+        words = f"{name:28} {value:10.4g} {unit}"
+        print(words + (f"   floor {floor:.4g} ({floor / value:.0%})" if floor else ""), flush=True)
+
+    one = record["passkey"]
+    if not one["complete"]:
+        print(f"stopped after {one['prefilled_tokens']:,} of {one['prompt_tokens']:,} tokens")
+    line("prefill", one["prefill_s"], "s", one["prefill_floor_s"])
+    line("prefill rate", one["prefill_tflops"], f"TFLOP/s, ceiling {CEILING * 1e-12:.0f}")
+    if one["complete"]:
+        line("decode", 1e3 * one["decode_s_per_token"], "ms/token", 1e3 * one["decode_floor_s"])
+        line(
+            "pipe([prompt]) to answer",
+            one["answer_s"],
+            f"s less {one['tokenize_s']:.2f} s to encode",
+        )
+    if (ppl := record.get("get_ppl")) and ppl["complete"]:
+        line(f"get_ppl of {ppl['tokens']:,}", ppl["seconds"], "s", ppl["floor_s"])
+    gib = 1 / 2**30
+    line("planned", record["planned_bytes"]["total_bytes"] * gib, "GiB")
+    if record["peak_bytes"] is not None:
+        line("peak, with CUDA's own", record["peak_bytes"] * gib, "GiB")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="of the model; filled where there is none")
+    parser.add_argument("--session-len", type=int, default=1_000_000)
+    parser.add_argument("--kv-cache-dtype", default="int8")
+    parser.add_argument("--prefill-attention")
+    parser.add_argument("--chunk", type=int, help="most prompt tokens in a step")
+    parser.add_argument("--cache-max-entry-count", type=float, default=0.95)
+    parser.add_argument("--max-new-tokens", type=int, default=16)
+    parser.add_argument("--get-ppl", type=int, metavar="TOKENS")
+    parser.add_argument("--max-seconds", type=float, default=float("inf"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--json", type=Path, help="where the record goes")
+    args = parser.parse_args()
+    deadline = time.monotonic() + args.max_seconds
+
+    if not (args.folder / "config.json").exists():
+        # In a process of its own, whose GPU memory goes with it.
+        maker = Path(__file__).with_name("random_model.py")
+        subprocess.run([sys.executable, maker, args.folder], check=True)
+    memory = GpuMemory() if args.device.startswith("cuda") else None
+
+    from longspan import EngineConfig, pipeline
+
+    model = json.loads((args.folder / "config.json").read_text())
+    floors = Floors(model, {"bf16_product_flops": CEILING, "copy_bytes_per_s": COPY})
+    options = engine_options(args)
+    begin = time.perf_counter()
+    with pipeline(args.folder, EngineConfig(**options)) as pipe:
+        load_s = time.perf_counter() - begin
+        plan = pipe.engine.plan
+        floors.kv_bytes = plan.block_bytes / pipe.engine.config.cache_block_seq_len
+        print(f"{pipe.engine.model.backend}: {options}; loaded in {load_s:.1f} s", flush=True)
+        prompt, key = passkey_prompt(pipe.tokenizer, args.session_len, args.seed)
+        record: dict[str, Any] = {
+            "benchmark": "cuda_million",
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "machine": {"host": platform.platform(), "backend": pipe.engine.model.backend},
+            "model": model,
+            "options": options,
+            "ceiling": {"flops": CEILING, "copy_bytes_per_s": COPY},
+            "load_s": load_s,
+            "planned_bytes": {
+                name: getattr(plan, name)
+                for name in (
+                    *("weight_bytes", "kv_bytes", "activation_bytes", "workspace_bytes"),
+                    *("total_bytes", "device_bytes"),
+                )
+            },
+            "passkey": passkey_round(pipe, prompt, key, args, Watch(floors, deadline)),
+        }
+        if args.get_ppl:
+            watch = Watch(floors, deadline)
+            record["get_ppl"] = score(pipe, prompt, args.get_ppl, watch)
+        record["peak_bytes"] = memory.taken() if memory else None
+    report(record)
+    if args.json:
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
+    one = record["passkey"]
+    return 0 if one["complete"] and one["answer_s"] <= TARGET_S else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -44,8 +44,27 @@ struct DeviceTraits {
   double flops_per_second = 0.0;  ///< first guess at the rate of a prefill
   double step_seconds = 1.0;      ///< how long a step may take
   bool deterministic = false;     ///< results never depend on company or chunks, bit for bit
+  /// Memory that the driver, the code of kernels and libraries take beside what a plan lists.
+  int64_t overhead_bytes = 0;
   int64_t head_dim_multiple = 2;  ///< what divides every head_dim it can run
   int64_t max_head_dim = std::numeric_limits<int64_t>::max();
+};
+
+/// What memory is planned from: what can be said of a device that is not there.
+class BackendSizes {
+ public:
+  virtual ~BackendSizes() = default;
+
+  virtual std::string describe() const = 0;  ///< such as "cpu (amx-bf16, 2 threads)"
+  virtual DType activation_dtype() const = 0;
+  virtual DType output_dtype() const = 0;
+  virtual DType accumulator_dtype() const = 0;
+  virtual DeviceTraits traits() const = 0;
+  virtual int64_t packed_linear_bytes(int64_t out_features, int64_t in_features) const = 0;
+  /// The formats that the cache of a model with such heads can have here, kNative first.
+  virtual std::span<const KvFormat> kv_formats(int64_t head_dim) const = 0;
+  virtual int64_t kv_block_bytes(const KvShape& shape) const = 0;
+  virtual int64_t step_plan_bytes(const StepLimits& limits, const AttentionShape& shape) const = 0;
 };
 
 /// Everything a device does. Ops run in the order they are called; shapes are per rank.
@@ -54,26 +73,13 @@ struct DeviceTraits {
 /// inside a layer; "acc" is accumulator_dtype(), of the residual stream and the logits. An op that
 /// takes "out" takes "acc" as well. Ops neither allocate nor throw; shapes are the caller's to get
 /// right.
-class Backend {
+class Backend : public BackendSizes {
  public:
-  virtual ~Backend() = default;
-
-  virtual std::string describe() const = 0;  ///< such as "cpu (amx-bf16, 2 threads)"
-  virtual DType activation_dtype() const = 0;
-  virtual DType output_dtype() const = 0;
-  virtual DType accumulator_dtype() const = 0;
-  virtual DeviceTraits traits() const = 0;
-  virtual int64_t free_bytes() const = 0;  ///< memory that could be had now
-
-  // ---- memory and sizes ----
+  /// Memory that could be had now, of which DeviceTraits::overhead_bytes are not the engine's.
+  virtual int64_t free_bytes() const = 0;
 
   /// Zero-filled device memory. Throws CapacityError.
   virtual Buffer allocate(int64_t bytes) = 0;
-  virtual int64_t packed_linear_bytes(int64_t out_features, int64_t in_features) const = 0;
-  /// The formats that the cache of a model with such heads can have here, kNative first.
-  virtual std::span<const KvFormat> kv_formats(int64_t head_dim) const = 0;
-  virtual int64_t kv_block_bytes(const KvShape& shape) const = 0;
-  virtual int64_t step_plan_bytes(const StepLimits& limits, const AttentionShape& shape) const = 0;
 
   // ---- weights; thread-safe, so that a loader may pack many tensors at once ----
 

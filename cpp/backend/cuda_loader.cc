@@ -20,11 +20,7 @@ std::string last_dl_error() {
   return error == nullptr ? "unknown error" : error;
 }
 
-Found load() {
-  // Without a driver nothing else matters, and its absence is the clearest thing to say.
-  if (dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL) == nullptr) {
-    return {nullptr, "no NVIDIA driver was found (libcuda.so.1); device=\"cpu\" works"};
-  }
+Found open() {
   const char* given = std::getenv("LONGSPAN_CUDA_LIBRARY");
   const std::string path =
       given != nullptr && *given != '\0' ? given : own_directory() + "liblongspan_cuda.so";
@@ -41,12 +37,27 @@ Found load() {
   if (entry == nullptr || entry()->version != CudaLibrary::kVersion) {
     return {nullptr, message(path, " is of another version of longspan; install it again")};
   }
-  std::string why;
-  if (entry()->num_devices(&why) == 0) return {nullptr, why};
   return {entry(), ""};
 }
 
+Found load() {
+  // Without a driver nothing else matters, and its absence is the clearest thing to say.
+  if (dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL) == nullptr) {
+    return {nullptr, "no NVIDIA driver was found (libcuda.so.1); device=\"cpu\" works"};
+  }
+  std::string why;
+  const CudaLibrary* library = open_cuda_library(&why);
+  if (library != nullptr && library->num_devices(&why) == 0) library = nullptr;
+  return {library, why};
+}
+
 }  // namespace
+
+const CudaLibrary* open_cuda_library(std::string* why) {
+  static const Found found = open();
+  *why = found.why;
+  return found.library;
+}
 
 const CudaLibrary* find_cuda_library(std::string* why) {
   static const Found found = load();

@@ -8,23 +8,32 @@
 namespace longspan::bindings {
 
 void bind_plan(py::module_& m) {
+  ResultClass<PlanRemedy>(m, "PlanRemedy", "A change of options under which a session would fit.")
+      .field("change", &PlanRemedy::change)
+      .field("total_bytes", &PlanRemedy::total_bytes)
+      .field("max_session_len", &PlanRemedy::max_session_len);
   ResultClass<MemoryPlan>(m, "MemoryPlan", "Bytes per component of an engine; lengths in tokens.")
       .field("weight_bytes", &MemoryPlan::weight_bytes)
       .field("kv_bytes", &MemoryPlan::kv_bytes)
       .field("activation_bytes", &MemoryPlan::activation_bytes)
       .field("workspace_bytes", &MemoryPlan::workspace_bytes)
+      .field("overhead_bytes", &MemoryPlan::overhead_bytes)
       .field("device_bytes", &MemoryPlan::device_bytes)
       .field("num_blocks", &MemoryPlan::num_blocks)
       .field("block_bytes", &MemoryPlan::block_bytes)
+      .field("session_kv_bytes", &MemoryPlan::session_kv_bytes)
       .field("kv_capacity", &MemoryPlan::kv_capacity)
       .field("session_len", &MemoryPlan::session_len)
       .field("max_session_len", &MemoryPlan::max_session_len)
       .field("fits", &MemoryPlan::fits)
-      .property("total_bytes", &MemoryPlan::total_bytes);
+      .field("remedies", &MemoryPlan::remedies)
+      .property("total_bytes", &MemoryPlan::total_bytes)
+      .property("headroom_bytes", &MemoryPlan::headroom_bytes);
   m.def("plan_memory", &plan_memory, py::arg("model_dir"), py::arg("config"),
         py::arg("device_bytes") = 0, py::call_guard<py::gil_scoped_release>(),
-        "The plan of a model directory, without loading weights. device_bytes: free bytes to plan "
-        "for; 0: what the device has free now.");
+        "The plan of a model directory, without loading weights; config.device may also name a GPU "
+        "that is not there. device_bytes: free bytes to plan for; 0: what the device has free now, "
+        "one by name in all.");
 
   ResultClass<BackendInfo>(m, "BackendInfo", "One backend as seen from here.")
       .field("name", &BackendInfo::name)

@@ -12,6 +12,7 @@
 #include "core/check.h"
 #include "core/thread_pool.h"
 #include "engine/memory_plan.h"
+#include "engine/plan_remedies.h"
 #include "engine/step_runner.h"
 
 namespace longspan {
@@ -39,11 +40,8 @@ ModelInfo make_info(const ModelConfig& model, const Backend& backend, const Rope
 
 MemoryPlan plan_or_throw(const EngineConfig& config, const ModelConfig& model,
                          const Backend& backend) {
-  const MemoryPlan plan = make_memory_plan(config, model, backend, backend.free_bytes());
-  require<CapacityError>(plan.fits, "session_len: expected at most ", plan.max_session_len,
-                         " tokens, what the KV cache can hold with cache_max_entry_count=",
-                         config.cache_max_entry_count, " and ", plan.device_bytes >> 20,
-                         " MiB free, got ", config.session_len);
+  MemoryPlan plan = plan_with_remedies(config, model, backend, backend.free_bytes());
+  if (!plan.fits) throw CapacityError(describe_misfit(plan, config));
   return plan;
 }
 

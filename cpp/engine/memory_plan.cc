@@ -5,8 +5,10 @@
 #include <functional>
 #include <limits>
 
+#include "backend/named_devices.h"
 #include "backend/registry.h"
 #include "core/check.h"
+#include "engine/plan_remedies.h"
 #include "kv/block_table.h"
 
 namespace longspan {
@@ -69,7 +71,8 @@ EngineConfig resolve_engine_config(const EngineConfig& config, const ModelConfig
   return c;
 }
 
-void take_device_defaults(EngineConfig& config, const ModelConfig& model, const Backend& backend) {
+void take_device_defaults(EngineConfig& config, const ModelConfig& model,
+                          const BackendSizes& backend) {
   require<Unsupported>(!config.deterministic || backend.traits().deterministic,
                        "deterministic: expected False on ", backend.describe(), ", got True");
   const std::span<const KvFormat> formats = backend.kv_formats(model.head_dim);
@@ -97,8 +100,8 @@ KvShape kv_shape(const EngineConfig& c, const ModelConfig& m) {
   return {m.num_layers, m.num_kv_heads / c.tp, m.head_dim, c.cache_block_seq_len, kv_format(c)};
 }
 
-MemoryPlan make_memory_plan(const EngineConfig& c, const ModelConfig& m, const Backend& backend,
-                            int64_t device_bytes) {
+MemoryPlan make_memory_plan(const EngineConfig& c, const ModelConfig& m,
+                            const BackendSizes& backend, int64_t device_bytes) {
   const DeviceTraits device = backend.traits();
   require<Unsupported>(
       m.head_dim % device.head_dim_multiple == 0 && m.head_dim <= device.max_head_dim,
@@ -111,9 +114,9 @@ MemoryPlan make_memory_plan(const EngineConfig& c, const ModelConfig& m, const B
   plan.weight_bytes = weight_bytes(m, backend, c.tp);
   plan.activation_bytes = Decoder::activation_bytes(m, backend, c.tp, limits);
   plan.workspace_bytes = Decoder::plan_bytes(m, backend, c.tp, limits);
+  plan.overhead_bytes = device.overhead_bytes;
   plan.block_bytes = backend.kv_block_bytes(kv_shape(c, m));
-  const int64_t left =
-      device_bytes - plan.weight_bytes - plan.activation_bytes - plan.workspace_bytes;
+  const int64_t left = plan.headroom_bytes();                    // no blocks yet
   int64_t most = std::max<int64_t>(left, 0) / plan.block_bytes;  // blocks
   if (c.cache_max_entry_count < 1) {
     most = static_cast<int64_t>(static_cast<double>(most) * c.cache_max_entry_count);
@@ -127,6 +130,7 @@ MemoryPlan make_memory_plan(const EngineConfig& c, const ModelConfig& m, const B
   plan.kv_bytes = plan.num_blocks * plan.block_bytes;
   plan.kv_capacity = plan.num_blocks * c.cache_block_seq_len;
   plan.max_session_len = most * c.cache_block_seq_len;
+  plan.session_kv_bytes = limits.step.max_blocks_per_seq * plan.block_bytes;
   plan.fits = plan.num_blocks <= most && plan.kv_capacity >= c.session_len;
   return plan;
 }
@@ -138,10 +142,16 @@ MemoryPlan plan_memory(const std::string& model_dir, const EngineConfig& config,
   const ModelConfig model =
       read_model_config(model_dir, config.hf_overrides, config.rope_scaling_factor, config_dialect);
   EngineConfig resolved = resolve_engine_config(config, model);
+  const auto plan = [&](const BackendSizes& sizes, int64_t free_bytes) {
+    take_device_defaults(resolved, model, sizes);
+    return plan_with_remedies(resolved, model, sizes,
+                              device_bytes == 0 ? free_bytes : device_bytes);
+  };
+  if (const NamedDevice* device = find_named_device(config.device)) {
+    return plan(*make_sizes(*device, config.dtype), device->bytes);
+  }
   const auto backend = make_backend(config.device, config.dtype, config.num_threads);
-  take_device_defaults(resolved, model, *backend);
-  return make_memory_plan(resolved, model, *backend,
-                          device_bytes == 0 ? backend->free_bytes() : device_bytes);
+  return plan(*backend, backend->free_bytes());
 }
 
 }  // namespace longspan

@@ -13,7 +13,8 @@ namespace longspan {
 EngineConfig resolve_engine_config(const EngineConfig& config, const ModelConfig& model);
 
 /// Fills in what EngineConfig leaves to the device. Throws Unsupported for what it cannot do.
-void take_device_defaults(EngineConfig& config, const ModelConfig& model, const Backend& backend);
+void take_device_defaults(EngineConfig& config, const ModelConfig& model,
+                          const BackendSizes& backend);
 
 /// The limits a resolved config sets to a forward pass.
 DecoderLimits decoder_limits(const EngineConfig& config, const DeviceTraits& device);
@@ -23,6 +24,6 @@ KvShape kv_shape(const EngineConfig& config, const ModelConfig& model);
 
 /// The plan for device_bytes of free memory; config: resolved.
 MemoryPlan make_memory_plan(const EngineConfig& config, const ModelConfig& model,
-                            const Backend& backend, int64_t device_bytes);
+                            const BackendSizes& backend, int64_t device_bytes);
 
 }  // namespace longspan

@@ -7,7 +7,7 @@ constexpr int64_t kStrideMultiple = 32;
 
 /// Calls visit(member, rows, cols, dtype) for each matrix; the one list of them.
 template <class Visit>
-void for_each_matrix(const ActivationShape& s, const Backend& backend, const Visit& visit) {
+void for_each_matrix(const ActivationShape& s, const BackendSizes& backend, const Visit& visit) {
   const DType act = backend.activation_dtype();
   const DType out = backend.output_dtype();
   const DType acc = backend.accumulator_dtype();
@@ -47,7 +47,7 @@ Activations::Activations(const ActivationShape& shape, Backend& backend) {
   });
 }
 
-int64_t Activations::bytes(const ActivationShape& shape, const Backend& backend) {
+int64_t Activations::bytes(const ActivationShape& shape, const BackendSizes& backend) {
   int64_t total = 0;
   for_each_matrix(shape, backend, [&](auto, int64_t rows, int64_t cols, DType dtype) {
     total += rows * stride_of(cols) * size_of(dtype);

@@ -27,7 +27,7 @@ class Activations {
  public:
   Activations(const ActivationShape& shape, Backend& backend);
   /// Bytes the constructor allocates.
-  static int64_t bytes(const ActivationShape& shape, const Backend& backend);
+  static int64_t bytes(const ActivationShape& shape, const BackendSizes& backend);
 
   // "act" enters linears, "out" leaves them within a layer, "acc" is summed in.
   MatrixView residual;    ///< acc [T, hidden]: the stream every block adds to

@@ -84,12 +84,12 @@ void Decoder::negative_log_likelihood(std::span<const int64_t> rows,
                                    activations_.logits, nll);
 }
 
-int64_t Decoder::activation_bytes(const ModelConfig& config, const Backend& backend,
+int64_t Decoder::activation_bytes(const ModelConfig& config, const BackendSizes& backend,
                                   int64_t tp_size, const DecoderLimits& limits) {
   return Activations::bytes(activation_shape(config, tp_size, limits), backend);
 }
 
-int64_t Decoder::plan_bytes(const ModelConfig& config, const Backend& backend, int64_t tp_size,
+int64_t Decoder::plan_bytes(const ModelConfig& config, const BackendSizes& backend, int64_t tp_size,
                             const DecoderLimits& limits) {
   return backend.step_plan_bytes(limits.step, attention_shape(config, tp_size));
 }

@@ -44,9 +44,9 @@ class Decoder {
                                std::span<double> nll);
 
   /// Bytes a Decoder allocates for activations, and for the step plan.
-  static int64_t activation_bytes(const ModelConfig& config, const Backend& backend,
+  static int64_t activation_bytes(const ModelConfig& config, const BackendSizes& backend,
                                   int64_t tp_size, const DecoderLimits& limits);
-  static int64_t plan_bytes(const ModelConfig& config, const Backend& backend, int64_t tp_size,
+  static int64_t plan_bytes(const ModelConfig& config, const BackendSizes& backend, int64_t tp_size,
                             const DecoderLimits& limits);
 
  private:

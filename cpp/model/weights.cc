@@ -179,7 +179,7 @@ DecoderWeights load_weights(const ModelConfig& config, const Checkpoint& checkpo
   return weights;
 }
 
-int64_t weight_bytes(const ModelConfig& c, const Backend& backend, int64_t tp_size) {
+int64_t weight_bytes(const ModelConfig& c, const BackendSizes& backend, int64_t tp_size) {
   const int64_t heads = c.num_heads / tp_size;
   const int64_t kv_heads = c.num_kv_heads / tp_size;
   const int64_t inner = c.intermediate_size / tp_size;

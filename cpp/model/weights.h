@@ -42,7 +42,7 @@ DecoderWeights load_weights(const ModelConfig& config, const Checkpoint& checkpo
                             const WeightProgress& progress);
 
 /// Bytes that load_weights will take on one of tp_size ranks.
-int64_t weight_bytes(const ModelConfig& config, const Backend& backend, int64_t tp_size);
+int64_t weight_bytes(const ModelConfig& config, const BackendSizes& backend, int64_t tp_size);
 
 /// Parameters of the whole model, a tied head counted once.
 int64_t num_parameters(const ModelConfig& config);

@@ -125,19 +125,28 @@ class RequestHandle:
     def progress(self) -> Progress: ...
     def cancel(self) -> None: ...
 
+class PlanRemedy:
+    change: str
+    total_bytes: int
+    max_session_len: int
+
 class MemoryPlan:
     weight_bytes: int
     kv_bytes: int
     activation_bytes: int
     workspace_bytes: int
+    overhead_bytes: int
     device_bytes: int
     num_blocks: int
     block_bytes: int
+    session_kv_bytes: int
     kv_capacity: int
     session_len: int
     max_session_len: int
     fits: bool
+    remedies: list[PlanRemedy]
     total_bytes: int
+    headroom_bytes: int
 
 class EngineMetrics:
     waiting: int

@@ -19,8 +19,6 @@
 namespace longspan::cuda {
 namespace {
 
-/// Kept from the memory plan: code that CUDA loads on first use, and the driver's own needs.
-constexpr int64_t kReservedBytes = int64_t{512} << 20;
 constexpr int64_t kSmallBytes = 1 << 20;
 /// Rows a step must have before end_layer() waits: a short step is over before anyone could ask.
 constexpr int64_t kLongStepRows = 256;
@@ -33,7 +31,8 @@ const CudaStepPlan& planned(const StepPlan& plan) { return static_cast<const Cud
 }  // namespace
 
 CudaBackend::CudaBackend(int device)
-    : facts_((check_cuda(cudaSetDevice(device), "choosing the device"), read_device_facts(device))),
+    : CudaSizes(
+          (check_cuda(cudaSetDevice(device), "choosing the device"), read_device_facts(device))),
       stager_(device),
       cublas_(std::make_unique<CublasLt>()),
       small_(kSmallBytes, 8),
@@ -88,41 +87,17 @@ std::string CudaBackend::describe() const {
                  ", cuBLASLt ", cublas_->version(), ")");
 }
 
-DeviceTraits CudaBackend::traits() const {
-  // 8448 rows are a whole number of rounds of prefill tiles on an H100's 132 multiprocessors.
-  return {.prefill_tokens = 8448,
-          .logit_rows = 512,
-          .flops_per_second = 1e14,
-          .step_seconds = 0.6,     // a short request that comes during a long one waits for two
-          .deterministic = false,  // cuBLASLt chooses by the number of rows
-          .head_dim_multiple = 8,  // attention reads heads by 16 bytes
-          .max_head_dim = 256};
-}
-
 int64_t CudaBackend::free_bytes() const {
   use_device();
   size_t free = 0;
   size_t total = 0;
   check_cuda(cudaMemGetInfo(&free, &total), "asking for free memory");
-  return std::max<int64_t>(0, static_cast<int64_t>(free) - kReservedBytes);
+  return static_cast<int64_t>(free) + kBeginBytes;  // which this backend has taken by now
 }
 
 Buffer CudaBackend::allocate(int64_t bytes) {
   use_device();
   return allocate_device(bytes);
-}
-int64_t CudaBackend::packed_linear_bytes(int64_t out_features, int64_t in_features) const {
-  return CudaPackedLinear::bytes(out_features, in_features);
-}
-std::span<const KvFormat> CudaBackend::kv_formats(int64_t) const {
-  static constexpr KvFormat kFormats[] = {KvFormat::kNative};
-  return kFormats;
-}
-int64_t CudaBackend::kv_block_bytes(const KvShape& shape) const {
-  return KvLayout::of(shape).block_bytes;
-}
-int64_t CudaBackend::step_plan_bytes(const StepLimits& limits, const AttentionShape& shape) const {
-  return CudaStepPlan::bytes(limits, shape, facts_);
 }
 
 std::unique_ptr<PackedLinear> CudaBackend::pack_linear(std::span<const WeightView> parts,

@@ -7,7 +7,7 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/cublaslt.h"
-#include "backend/cuda/device_facts.h"
+#include "backend/cuda/cuda_sizes.h"
 #include "backend/cuda/device_memory.h"
 #include "backend/cuda/weight_stager.h"
 
@@ -15,23 +15,15 @@ namespace longspan::cuda {
 
 /// One GPU as a backend: weights, cache and what enters a product in bfloat16. Ops are queued on
 /// one stream and return at once; only those that give values to the host wait for it.
-class CudaBackend final : public Backend {
+class CudaBackend final : public CudaSizes<Backend> {
  public:
   explicit CudaBackend(int device);
   ~CudaBackend() override;
 
   std::string describe() const override;
-  DType activation_dtype() const override { return DType::kBF16; }
-  DType output_dtype() const override { return DType::kBF16; }
-  DType accumulator_dtype() const override { return DType::kF32; }
-  DeviceTraits traits() const override;
   int64_t free_bytes() const override;
 
   Buffer allocate(int64_t bytes) override;
-  int64_t packed_linear_bytes(int64_t out_features, int64_t in_features) const override;
-  std::span<const KvFormat> kv_formats(int64_t head_dim) const override;
-  int64_t kv_block_bytes(const KvShape& shape) const override;
-  int64_t step_plan_bytes(const StepLimits& limits, const AttentionShape& shape) const override;
 
   std::unique_ptr<PackedLinear> pack_linear(std::span<const WeightView> parts,
                                             std::span<const WeightView> biases) override;
@@ -75,7 +67,6 @@ class CudaBackend final : public Backend {
   void fetch(std::span<T> out);
   LogitEdit* upload_edits(std::span<const LogitEdit> edits);
 
-  const DeviceFacts facts_;
   cudaStream_t stream_ = nullptr;
   cudaEvent_t layer_done_[kLayersBehind] = {};
   int64_t layers_queued_ = 0;

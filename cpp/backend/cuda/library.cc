@@ -49,7 +49,16 @@ Backend* create(int device, DType dtype) {
   return new CudaBackend(device);
 }
 
-constexpr CudaLibrary kLibrary = {CudaLibrary::kVersion, num_devices, describe, create};
+BackendSizes* sizes(const CudaDevice& device) {
+  DeviceFacts facts;
+  facts.name = device.name;
+  facts.num_sms = device.num_sms;
+  facts.major = device.major;
+  facts.minor = device.minor;
+  return new CudaSizes<BackendSizes>(std::move(facts));
+}
+
+constexpr CudaLibrary kLibrary = {CudaLibrary::kVersion, num_devices, describe, create, sizes};
 
 }  // namespace
 }  // namespace longspan::cuda

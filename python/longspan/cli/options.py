@@ -44,6 +44,10 @@ _ENGINE: dict[str, Any] = {
     "max_batch_size": Annotated[
         int | None, typer.Option(help="Sequences that run at once. Default: 8.")
     ],
+    "max_prefill_token_num": Annotated[
+        int | None,
+        typer.Option(help="Most prompt tokens in one step. Default: the device's best."),
+    ],
     "revision": Annotated[
         str | None, typer.Option(help="Of a model of the hub: a branch, tag or commit.")
     ],

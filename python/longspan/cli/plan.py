@@ -17,14 +17,17 @@ _PARTS = {
     "weights": "weight_bytes",
     "KV cache": "kv_bytes",
     "activations": "activation_bytes",
-    "workspace": "workspace_bytes",
+    "workspaces": "workspace_bytes",
+    "driver and libraries": "overhead_bytes",
 }
 _FIELDS = (
     *_PARTS.values(),
     "total_bytes",
     "device_bytes",
+    "headroom_bytes",
     "num_blocks",
     "block_bytes",
+    "session_kv_bytes",
     "kv_capacity",
     "session_len",
     "max_session_len",
@@ -36,6 +39,7 @@ _FIELDS = (
     "session_len",
     "max_batch_size",
     "cache_max_entry_count",
+    "max_prefill_token_num",
     "device",
     "dtype",
     "kv_cache_dtype",
@@ -44,16 +48,22 @@ _FIELDS = (
 def plan(model: Model, json: Json = None, *, options: dict[str, Any]) -> None:
     """Say what memory a session length takes, without loading the weights.
 
-    Exits with 1 when one sequence of --session-len does not fit.
+    --device may also name a GPU that is not there: h100, h200, a100-80g, a100-40g, l40s or
+    rtx4090. Exits with 1 when one sequence of --session-len does not fit; what would make it fit is
+    then listed.
 
     Example:
 
-        longspan plan MODEL --session-len 1000000 --max-batch-size 1
+        longspan plan MODEL --session-len 1000000 --max-batch-size 1 --device h100
     """
     config = EngineConfig(**options)
     result = plan_memory(str(resolve_model(model, **config.source())), config.native())
     if json is not None:
         fields = {name: getattr(result, name) for name in _FIELDS}
+        fields["remedies"] = [
+            {name: getattr(remedy, name) for name in ("change", "total_bytes", "max_session_len")}
+            for remedy in result.remedies
+        ]
         text = jsonlib.dumps({"model": model, "options": options} | fields, indent=2) + "\n"
         if json == "-":
             typer.echo(text, nl=False)
@@ -75,7 +85,8 @@ def _show(result: Any) -> None:
     for name, field in _PARTS.items():
         table.add_row(name, _gib(getattr(result, field)))
     table.add_row("total", _gib(result.total_bytes), style="bold")
-    table.add_row("free", _gib(result.device_bytes))
+    table.add_row("the device has", _gib(result.device_bytes))
+    table.add_row("headroom", _gib(result.headroom_bytes))
     console = Console(highlight=False)
     console.print(table)
     if result.fits:
@@ -86,10 +97,17 @@ def _show(result: Any) -> None:
         )
     else:
         console.print(
-            f"A session of {result.session_len:,} tokens does not fit; "
-            f"the longest that does has {result.max_session_len:,} tokens.",
+            f"A session of {result.session_len:,} tokens does not fit: it needs "
+            f"{_gib(result.session_kv_bytes)} of KV cache. The longest that fits has "
+            f"{result.max_session_len:,} tokens.",
             soft_wrap=True,
         )
+        for remedy in result.remedies:
+            console.print(
+                f"It would fit with {remedy.change}: {_gib(remedy.total_bytes)}, up to "
+                f"{remedy.max_session_len:,} tokens.",
+                soft_wrap=True,
+            )
 
 
 def _gib(count: int) -> str:

@@ -1,0 +1,122 @@
+"""What a plan says without the device and without the weights."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from longspan import BackendUnavailable, CapacityError, EngineConfig, Unsupported, plan_memory
+from longspan._core import Engine, MemoryPlan
+
+GIB = 1 << 30
+#: InternLM2.5-7B's shape: 7.74 billion parameters, 32 layers of 8 KV heads of 128.
+SEVEN_B = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 92544,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 262144,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 5e7,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture
+def seven_b(tmp_path: Path) -> Path:
+    """A directory without any weights."""
+    (tmp_path / "config.json").write_text(json.dumps(SEVEN_B))
+    return tmp_path
+
+
+def plan(folder: Path, device_bytes: int = 0, **options: Any) -> MemoryPlan:
+    try:
+        return plan_memory(str(folder), EngineConfig(**options), device_bytes)
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+
+
+def parts(result: MemoryPlan) -> int:
+    return (
+        result.weight_bytes
+        + result.kv_bytes
+        + result.activation_bytes
+        + result.workspace_bytes
+        + result.overhead_bytes
+    )
+
+
+@pytest.mark.parametrize("device", ["h100", "h200", "a100-80g", "a100-40g", "l40s", "rtx4090"])
+def test_a_gpu_that_is_not_there_is_planned_for(seven_b: Path, device: str) -> None:
+    begin = time.perf_counter()
+    result = plan(seven_b, device=device, session_len=10_000, max_batch_size=1)
+    assert time.perf_counter() - begin < 2
+    parameters = 7_738_953_728  # by hand: 2 V H + L (H (2 Q + 2 KV + 3 I) + 2 H) + H
+    assert result.weight_bytes == pytest.approx(2 * parameters, rel=1e-3)
+    kv_per_token = 2 * 32 * 8 * 128 * 2
+    assert result.session_kv_bytes == 157 * 64 * kv_per_token  # ceil(10000 / 64) blocks
+    assert result.total_bytes == parts(result)
+    assert result.headroom_bytes == result.device_bytes - result.total_bytes
+    if device == "rtx4090":
+        assert 22 * GIB < result.device_bytes < 24 * GIB
+    assert result.fits and result.headroom_bytes > 0
+
+
+def test_what_does_not_fit_says_what_would(seven_b: Path) -> None:
+    options: dict[str, Any] = {"device": "h200", "session_len": 1_000_000, "max_batch_size": 1}
+    result = plan(seven_b, **options)
+    # 131 GB of KV fit the card's 150 GB beside the weights, but not four fifths of what they leave.
+    assert not result.fits and result.max_session_len < 1_000_000
+    assert result.remedies
+    check_remedies(seven_b, options, 0, result)
+
+
+def test_remedies_of_a_cpu(seven_b: Path) -> None:
+    options: dict[str, Any] = {
+        "device": "cpu",
+        "dtype": "bfloat16",
+        "session_len": 40_000,
+        "max_batch_size": 4,
+        "max_prefill_token_num": 8192,
+    }
+    roomy = plan(seven_b, 100 * GIB, **options)
+    assert roomy.fits and not roomy.remedies
+    fixed = roomy.total_bytes - roomy.kv_bytes
+    least = fixed + roomy.session_kv_bytes
+    for device_bytes in (least, least - GIB // 2):  # a larger share; smaller chunks too
+        result = plan(seven_b, device_bytes, **options)
+        assert not result.fits and result.remedies
+        check_remedies(seven_b, options, device_bytes, result)
+    hopeless = plan(seven_b, 10 * GIB, **options)
+    assert not hopeless.fits and not hopeless.remedies
+
+
+def check_remedies(
+    folder: Path, options: dict[str, Any], device_bytes: int, result: MemoryPlan
+) -> None:
+    """Whoever does as a remedy says gets what it says."""
+    for remedy in result.remedies:
+        pairs = dict(change.split("=") for change in remedy.change.split(", "))
+        changes = {k: int(v) if v.isdecimal() else v for k, v in pairs.items()}
+        changed = plan(folder, device_bytes, **options | changes)
+        assert changed.fits, remedy
+        assert changed.total_bytes == remedy.total_bytes <= changed.device_bytes
+        assert changed.max_session_len == remedy.max_session_len >= options["session_len"]
+
+
+def test_an_engine_that_does_not_fit_names_a_remedy(seven_b: Path) -> None:
+    # The plan is made before any weights are looked for; more memory than any machine has.
+    with pytest.raises(CapacityError, match=r"session_len: expected at most \d+ tokens"):
+        Engine.load(str(seven_b), EngineConfig(device="cpu", session_len=10**11).native())
+
+
+def test_the_device_of_a_plan_is_checked(seven_b: Path) -> None:
+    with pytest.raises(Unsupported, match='dtype: expected "bfloat16" on h100, got "float32"'):
+        plan(seven_b, device="h100", dtype="float32")

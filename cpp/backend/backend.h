@@ -135,6 +135,14 @@ class Backend : public BackendSizes {
   /// out = silu(gate) * up. gate_up: out [T, 2 I], gate | up; out: act [T, I].
   virtual void silu_mul(const MatrixView& gate_up, const MatrixView& out) = 0;
 
+  /// silu_mul() of linear(x, weight). gate_up: out [T, 2 I], which a device may use in between or
+  /// leave as it is; out: act [T, I].
+  virtual void linear_silu_mul(const MatrixView& x, const PackedLinear& weight,
+                               const MatrixView& gate_up, const MatrixView& out) {
+    linear(x, weight, gate_up);
+    silu_mul(gate_up, out);
+  }
+
   /// Marks the end of a layer. A device that runs behind its caller waits here until it is but a
   /// layer or two behind, so that progress and cancellation mean what they say.
   virtual void end_layer(const StepPlan& plan) = 0;

@@ -53,8 +53,7 @@ bool Decoder::forward(const StepInput& input, const KvCache& cache, bool cache_o
     backend_.attention(*plan_, i, q, cache, attention);
     layer.o->forward(backend_, communicator_, attention, delta);
     backend_.rms_norm(&delta, residual, layer.post_attention_norm, eps, normed);
-    layer.gate_up->forward(backend_, normed, gate_up);
-    backend_.silu_mul(gate_up, inner);
+    layer.gate_up->forward_silu_mul(backend_, normed, gate_up, inner);
     layer.down->forward(backend_, communicator_, inner, delta);
     pending = &delta;
     backend_.end_layer(*plan_);
@@ -66,6 +65,10 @@ bool Decoder::forward(const StepInput& input, const KvCache& cache, bool cache_o
 
 MatrixView Decoder::gather_head_input(std::span<const int64_t> rows) {
   const auto count = static_cast<int64_t>(rows.size());
+  // Most decode steps ask for all of their rows, in order.
+  int64_t in_place = 0;
+  while (in_place < count && rows[static_cast<size_t>(in_place)] == in_place) ++in_place;
+  if (in_place == count) return activations_.normed.rows_from(0, count);
   const MatrixView input = activations_.head_input.rows_from(0, count);
   backend_.gather_rows(activations_.normed, rows, input);
   return input;

@@ -65,6 +65,11 @@ void ColumnParallelLinear::forward(Backend& backend, const MatrixView& x,
   backend.linear(x, *packed_, y);
 }
 
+void ColumnParallelLinear::forward_silu_mul(Backend& backend, const MatrixView& x,
+                                            const MatrixView& gate_up, const MatrixView& y) const {
+  backend.linear_silu_mul(x, *packed_, gate_up, y);
+}
+
 RowParallelLinear::RowParallelLinear(Backend& backend, const Communicator& communicator,
                                      const LinearTensors& tensors) {
   const int64_t share = tensors.parts.front().cols / communicator.size();

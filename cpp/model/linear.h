@@ -22,6 +22,9 @@ class ColumnParallelLinear {
                        std::span<const LinearTensors* const> fused);
   /// x: act [T, in]; y: acc [T, this rank's outputs].
   void forward(Backend& backend, const MatrixView& x, const MatrixView& y) const;
+  /// Of gate and up, fused: Backend::linear_silu_mul().
+  void forward_silu_mul(Backend& backend, const MatrixView& x, const MatrixView& gate_up,
+                        const MatrixView& y) const;
 
  private:
   std::unique_ptr<PackedLinear> packed_;

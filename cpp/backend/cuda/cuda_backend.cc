@@ -26,6 +26,11 @@ constexpr int64_t kLongStepRows = 256;
 const CudaPackedLinear& packed(const PackedLinear& linear) {
   return static_cast<const CudaPackedLinear&>(linear);
 }
+/// Columns up to a multiple of 8 are there on both sides, and zero.
+MatrixView with_padding(MatrixView x, const CudaPackedLinear& weight) {
+  x.cols = weight.stride();
+  return x;
+}
 const CudaStepPlan& planned(const StepPlan& plan) { return static_cast<const CudaStepPlan&>(plan); }
 
 }  // namespace
@@ -141,15 +146,21 @@ void CudaBackend::rms_norm(const MatrixView* delta, const MatrixView& residual,
 
 void CudaBackend::linear(const MatrixView& x, const PackedLinear& weight, const MatrixView& y) {
   const CudaPackedLinear& w = packed(weight);
-  // Columns up to a multiple of 8 are there on both sides, and zero.
-  MatrixView padded = x;
-  padded.cols = w.stride();
+  const MatrixView padded = with_padding(x, w);
   if (x.rows <= kSkinnyRows) {
     const auto* bias = static_cast<const float*>(w.bias(DType::kF32));
     linear_skinny(padded, w.weight(), w.stride(), bias, y, stream_);
   } else {
     cublas_->linear(padded, w.weight(), w.stride(), w.bias(y.dtype), y, stream_);
   }
+}
+
+void CudaBackend::linear_silu_mul(const MatrixView& x, const PackedLinear& weight,
+                                  const MatrixView& gate_up, const MatrixView& out) {
+  if (x.rows > kSkinnyRows) return Backend::linear_silu_mul(x, weight, gate_up, out);
+  const CudaPackedLinear& w = packed(weight);
+  const auto* bias = static_cast<const float*>(w.bias(DType::kF32));
+  linear_silu_mul_skinny(with_padding(x, w), w.weight(), w.stride(), bias, out, stream_);
 }
 
 void CudaBackend::rotate_append(const StepPlan& plan, int64_t layer, const MatrixView& qkv,

@@ -43,6 +43,8 @@ class CudaBackend final : public CudaSizes<Backend> {
   void attention(const StepPlan& plan, int64_t layer, const MatrixView& q, const KvCache& cache,
                  const MatrixView& out) override;
   void silu_mul(const MatrixView& gate_up, const MatrixView& out) override;
+  void linear_silu_mul(const MatrixView& x, const PackedLinear& weight, const MatrixView& gate_up,
+                       const MatrixView& out) override;
   void end_layer(const StepPlan& plan) override;
   void gather_rows(const MatrixView& in, std::span<const int64_t> rows,
                    const MatrixView& out) override;

@@ -18,4 +18,9 @@ inline constexpr int64_t kSkinnyRows = 16;
 void linear_skinny(const MatrixView& x, const void* weight, int64_t weight_stride,
                    const float* bias, const MatrixView& y, cudaStream_t stream);
 
+/// y = silu(gate) * up, where gate | up = x W^T + bias, rounded to bfloat16 in between. weight:
+/// [2 N][weight_stride]; y: bfloat16 [M, N]; the rest as above.
+void linear_silu_mul_skinny(const MatrixView& x, const void* weight, int64_t weight_stride,
+                            const float* bias, const MatrixView& y, cudaStream_t stream);
+
 }  // namespace longspan::cuda

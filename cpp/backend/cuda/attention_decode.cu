@@ -34,11 +34,18 @@ __global__ void __launch_bounds__(kThreads, 2)
 #endif
   __syncwarp();
 
-  wait_for_previous_kernel();
+  // The plan was there before the step began, and so were all keys but the step's own.
   const Units units{work.counts->num_spans * args.kv.num_kv_heads, args.kv.num_kv_heads};
   SliceLoader<kPanels> loader(args, work, units, warp, lane);
-  for (int s = 0; s < num_stages; ++s) loader.load(stages + s * kStageBytes, landed + s * 8);
   int stage = 0;
+  for (; stage < num_stages && loader.next_is_old(); ++stage) {
+    loader.load(stages + stage * kStageBytes, landed + stage * 8);
+  }
+  wait_for_previous_kernel();
+  for (; stage < num_stages; ++stage) {
+    loader.load(stages + stage * kStageBytes, landed + stage * 8);
+  }
+  stage = 0;
   uint32_t parity = 0;
   const auto wait = [&] {
     mbarrier_wait(landed + stage * 8, parity);

@@ -48,6 +48,11 @@ class SliceLoader {
     enter_span();
   }
 
+  /// Whether the next copy is of tokens from before this step.
+  __device__ bool next_is_old() const {
+    return (value_ ? slice_end_ : key_ + kSlice) <= num_old_ || unit_ >= units_.count;
+  }
+
   /// Starts the next copy, into a stage that nobody reads any more.
   __device__ void load(uint32_t stage, uint32_t landed) {
     if (unit_ >= units_.count) return;
@@ -55,6 +60,7 @@ class SliceLoader {
       const int in_block = key_ & (args_.kv.block_len - 1);
       from_ = head_ + block_ * args_.kv.block_bytes +
               in_block / kPanelTokens * (kPanels * kPanelBytes) + in_block % kPanelTokens * 128;
+      slice_end_ = key_ + kSlice;
       key_ += kWarps * kSlice;
       if (key_ < end_) block_ = __ldg(table_ + (key_ >> block_shift_));
     }
@@ -92,7 +98,9 @@ class SliceLoader {
       key_ = span.first_key + warp_ * kSlice;
       end_ = span.first_key + span.num_keys;
       if (key_ >= end_) continue;
-      table_ = args_.plan.block_tables + args_.plan.seqs[span.seq].table;
+      const SeqView& seq = args_.plan.seqs[span.seq];
+      num_old_ = seq.first_position;
+      table_ = args_.plan.block_tables + seq.table;
       head_ = args_.kv.key_tile(0, args_.layer, units_.kv_head(unit_));
       block_ = __ldg(table_ + (key_ >> block_shift_));
       return;
@@ -108,7 +116,9 @@ class SliceLoader {
   int unit_;
   int key_ = 0;  // first of the warp's next slice, and the end of the span
   int end_ = 0;
-  int64_t block_ = 0;  // where key_ lies
+  int slice_end_ = 0;    // of the slice whose values come next
+  int64_t num_old_ = 0;  // tokens of the sequence before this step's
+  int64_t block_ = 0;    // where key_ lies
   const int32_t* table_ = nullptr;
   const char* head_ = nullptr;  // the K tile of the span's KV head in block 0
   const char* from_ = nullptr;

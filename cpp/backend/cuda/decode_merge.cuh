@@ -20,12 +20,21 @@ static __global__ void __launch_bounds__(32 * kMergeWarps)
   const int head_dim = args.kv.head_dim;
   const int num_kv_heads = args.kv.num_kv_heads;
   const int64_t units = int64_t{work.counts->num_merges} * num_kv_heads;
-  wait_for_previous_kernel();
+  // The plan was there before the step began: a block's first unit is known before it waits.
+  DecodeMerge merge;
+  SeqView seq;
+  const auto read = [&](int64_t unit) {
+    if (unit >= units * kDecodePairs) return;
+    merge = work.merges[unit % units / num_kv_heads];
+    seq = args.plan.seqs[merge.seq];
+  };
+  read(blockIdx.x);
   let_next_kernel_start();
+  wait_for_previous_kernel();
   for (int64_t u = blockIdx.x; u < units * kDecodePairs; u += gridDim.x) {
+    if (u != blockIdx.x) read(u);
     const int pair = static_cast<int>(u / units);
     const int kv_head = static_cast<int>(u % num_kv_heads);
-    const DecodeMerge& merge = work.merges[u % units / num_kv_heads];
     if (pair >= merge.num_pairs) continue;
     const int64_t first = merge.partial + int64_t{kv_head} * merge.num_pairs + pair;
     const int64_t step = int64_t{num_kv_heads} * merge.num_pairs;
@@ -66,7 +75,6 @@ static __global__ void __launch_bounds__(32 * kMergeWarps)
       *reinterpret_cast<float4*>(&sums[warp][j * 128 + lane * 4]) = sum[j];
     }
     __syncthreads();
-    const SeqView& seq = args.plan.seqs[merge.seq];
     const PairPlace place(args, seq, kv_head, merge.first_pair + pair);
     for (int col = threadIdx.x * 2; col < head_dim; col += 2 * 32 * kMergeWarps) {
       float2 x = {};

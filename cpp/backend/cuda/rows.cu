@@ -105,10 +105,16 @@ __global__ void rms_norm_kernel(Rows<const Delta> delta, Rows<Residual> residual
                                 int cols) {
   __shared__ float partial[32];
   let_next_kernel_start();
-  wait_for_previous_kernel();
   const int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   const bool inside = row < rows;  // whole warps are inside or not
   Eight x[kEights];
+  Eight w[kEights];  // nobody writes them: no need to wait
+#pragma unroll
+  for (int e = 0; e < kEights; ++e) {
+    const int col = static_cast<int>(threadIdx.x + e * blockDim.x) * 8;
+    if (col < cols) w[e] = load_part<kAligned>(weight + col, min(8, cols - col));
+  }
+  wait_for_previous_kernel();
   float squares = 0.0f;
 #pragma unroll
   for (int e = 0; e < kEights; ++e) {
@@ -146,9 +152,8 @@ __global__ void rms_norm_kernel(Rows<const Delta> delta, Rows<Residual> residual
     const int col = static_cast<int>(threadIdx.x + e * blockDim.x) * 8;
     if (col >= cols) continue;
     const int count = min(8, cols - col);
-    const Eight w = load_part<kAligned>(weight + col, count);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) x[e].x[i] = x[e].x[i] * scale * w.x[i];
+    for (int i = 0; i < 8; ++i) x[e].x[i] = x[e].x[i] * scale * w[e].x[i];
     store_part<kAligned>(x[e], out[row] + col, count);
   }
 }

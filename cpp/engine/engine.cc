@@ -213,7 +213,8 @@ class Engine::Impl {
       return;
     }
     const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - begin;
-    l.cost.measured(flops, spent.count());
+    // What decodes reach is the rate of memory.
+    if (gained.prefilled_tokens > 0) l.cost.measured(flops, spent.count());
     l.scheduler.publish(step);
     const std::lock_guard lock(mutex_);
     ++metrics_.steps;

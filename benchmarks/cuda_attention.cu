@@ -25,10 +25,10 @@ __global__ void zero_value_tails(AttentionArgs args) {
   const int64_t end = (num_keys + kPanelTokens - 1) / kPanelTokens * kPanelTokens;
   for (int64_t key = num_keys; key < end; ++key) {
     const int block = args.plan.block_tables[seq.table + key / args.kv.block_len];
-    char* tile = args.kv.key_tile(block, args.layer, blockIdx.y) + args.kv.tile_bytes;
-    for (int chunk = threadIdx.x; chunk < args.kv.panels_per_token * 8; chunk += blockDim.x) {
+    char* tile = args.kv.key_tile(block, args.layer, blockIdx.y) + args.kv.value.offset;
+    for (int chunk = threadIdx.x; chunk < args.kv.row_dim / 8; chunk += blockDim.x) {
       const auto token = static_cast<int>(key % args.kv.block_len);
-      *reinterpret_cast<uint4*>(tile + args.kv.chunk_offset(token, chunk)) = uint4{};
+      *reinterpret_cast<uint4*>(tile + args.kv.value.chunk_offset(token, chunk)) = uint4{};
     }
   }
 }

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "backend/cuda/attention.h"
+#include "backend/cuda/kv_quantize.cuh"
 
 /// A paged cache of made-up keys and values in shuffled blocks, and attention over it computed the
 /// plain way in double precision. The numbers are a function of where they belong in the sequence,
@@ -69,6 +70,7 @@ struct Shape {
   int num_kv_heads = 8;
   int block_len = 64;
   int num_layers = 1;
+  KvFormat format = KvFormat::kNative;
 };
 
 /// A number of [-1, 1) that depends on every argument; what: 0 query, 1 key, 2 value.
@@ -84,24 +86,82 @@ __host__ __device__ inline float number(uint32_t what, uint32_t seq, uint32_t to
   return static_cast<float>(h >> 8) * 0x1p-23F - 1.0F;
 }
 
-static __global__ void fill_cache(AttentionArgs args, const int64_t* num_keys) {
+/// What a code stands for, as attention takes it; int4 and native numbers are rounded to bfloat16.
+template <KvElement element>
+__device__ float meaning(uint32_t code, const KvScale& by) {
+  if constexpr (element == KvElement::kNative) {
+    return __uint_as_float(code << 16);
+  } else if constexpr (element == KvElement::kInt8) {
+    return static_cast<float>(static_cast<int8_t>(code)) * by.scale;
+  } else if constexpr (element == KvElement::kFp8) {
+    const auto half = __nv_cvt_fp8_to_halfraw(static_cast<__nv_fp8_storage_t>(code), __NV_E4M3);
+    return __half2float(__half(half)) * by.scale;
+  } else {
+    return __bfloat162float(__float2bfloat16(fmaf(code, by.scale, by.zero)));
+  }
+}
+
+/// Writes the keys (what 1) or values (2) of every sequence to the cache, and to `numbers`
+/// [key of all sequences][kv_head][head_dim], unless that is null, what they then stand for.
+template <KvElement element>
+__global__ void fill_tiles(AttentionArgs args, KvTile tile, uint32_t what, const int64_t* num_keys,
+                           float* numbers) {
   const int seq = blockIdx.z;
   const int head = blockIdx.y;
-  const int chunks = args.kv.panels_per_token * 8;
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < num_keys[seq] * chunks;
-       i += int64_t{gridDim.x} * blockDim.x) {
-    const auto key = static_cast<int>(i / chunks);
-    const auto chunk = static_cast<int>(i % chunks);
+  const int dim = args.kv.head_dim;
+  constexpr int kBits = bits_of(element);
+  constexpr int kGroup = kInt4Group;
+  int64_t first_key = 0;
+  for (int s = 0; s < seq; ++s) first_key += num_keys[s];
+  for (int64_t key = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; key < num_keys[seq];
+       key += int64_t{gridDim.x} * blockDim.x) {
     const int block = args.plan.block_tables[args.plan.seqs[seq].table + key / args.kv.block_len];
-    char* tile = args.kv.key_tile(block, args.layer, head) +
-                 args.kv.chunk_offset(key % args.kv.block_len, chunk);
-    for (int c = 0; c < 8; ++c) {
-      const int col = chunk * 8 + c;
-      const bool real = col < args.kv.head_dim;
-      reinterpret_cast<__nv_bfloat16*>(tile)[c] =
-          __float2bfloat16(real ? number(1, seq, key, head, col) : 0.0F);
-      reinterpret_cast<__nv_bfloat16*>(tile + args.kv.tile_bytes)[c] =
-          __float2bfloat16(real ? number(2, seq, key, head, col) : 0.0F);
+    const auto token = static_cast<int>(key % args.kv.block_len);
+    char* at = args.kv.key_tile(block, args.layer, head);
+    auto* scales = reinterpret_cast<__nv_bfloat16*>(at + tile.scales + token * tile.scale_bytes);
+    const auto eight = [&](int col) {
+      Eight x;
+      for (int i = 0; i < 8; ++i) {
+        x.x[i] = col < dim ? number(what, seq, static_cast<uint32_t>(key), head, col + i) : 0.0F;
+      }
+      return x;
+    };
+    const auto range = [&](int from, int to) {
+      KvRange r;
+      for (int col = from; col < min(to, dim); col += 8) r.add(eight(col));
+      return r.of(element);
+    };
+    KvScale by;
+    if constexpr (element == KvElement::kInt8 || element == KvElement::kFp8) {
+      by = range(0, dim);
+      scales[0] = __float2bfloat16(by.scale);
+    }
+    for (int col = 0; col < args.kv.row_dim; col += 8) {
+      if (element == KvElement::kInt4 && col % kGroup == 0) {
+        by = range(col, col + kGroup);
+        scales[col / kGroup * 2] = __float2bfloat16(by.scale);
+        scales[col / kGroup * 2 + 1] = __float2bfloat16(by.zero);
+      }
+      const Eight x = eight(col);
+      const int byte = col * kBits / 8;
+      char* to = at + tile.offset + tile.chunk_offset(token, byte / 16) + byte % 16;
+      alignas(16) uint32_t words[4];
+      if constexpr (element == KvElement::kNative) {
+        *reinterpret_cast<uint4*>(words) = to_bf16(x);
+        *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(words);
+      } else {
+        *reinterpret_cast<uint2*>(words) = quantize8<element>(x, by);
+        if constexpr (element == KvElement::kInt4) {
+          *reinterpret_cast<uint32_t*>(to) = words[0];
+        } else {
+          *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(words);
+        }
+      }
+      for (int i = 0; i < 8 && numbers != nullptr && col < dim; ++i) {
+        const uint32_t code = words[i * kBits / 32] >> (i * kBits % 32) & ((1U << kBits) - 1);
+        numbers[((first_key + key) * args.kv.num_kv_heads + head) * dim + col + i] =
+            meaning<element>(code, by);
+      }
     }
   }
 }
@@ -116,8 +176,9 @@ static __global__ void fill_queries(AttentionArgs args, __nv_bfloat16* q, float 
 
 /// One row and head per block. out [rows][2][head_dim]: the result, and the root of the sum of the
 /// squares of what it adds up, which says how far rounding weights may move it.
-static __global__ void reference_attention(AttentionArgs args, double* weights, int64_t max_keys,
-                                           double* out) {
+static __global__ void reference_attention(AttentionArgs args, const float* keys_of_all,
+                                           const float* values_of_all, const int64_t* num_keys,
+                                           double* weights, int64_t max_keys, double* out) {
   __shared__ double shared[256];
   const int row = blockIdx.x;
   const int head = blockIdx.y;
@@ -128,7 +189,11 @@ static __global__ void reference_attention(AttentionArgs args, double* weights, 
   const int64_t keys = view.first_position + (row - view.first_row) + 1;
   double* w = weights + (int64_t{row} * args.num_heads + head) * max_keys;
   const __nv_bfloat16* q = args.q + row * args.q_stride + head * dim;
-  const auto rounded = [](float x) { return __bfloat162float(__float2bfloat16(x)); };
+  int64_t first_key = 0;
+  for (int s = 0; s < seq; ++s) first_key += num_keys[s];
+  const auto row_of = [&](const float* numbers, int64_t key) {
+    return numbers + ((first_key + key) * args.kv.num_kv_heads + kv_head) * dim;
+  };
   const auto reduce = [&](double x, bool max) {
     shared[threadIdx.x] = x;
     __syncthreads();
@@ -148,10 +213,8 @@ static __global__ void reference_attention(AttentionArgs args, double* weights, 
   double largest = -INFINITY;
   for (int64_t key = threadIdx.x; key < keys; key += 256) {
     double s = 0;
-    for (int c = 0; c < dim; ++c) {
-      s += double{__bfloat162float(q[c])} *
-           rounded(number(1, seq, static_cast<uint32_t>(key), kv_head, c));
-    }
+    const float* k = row_of(keys_of_all, key);
+    for (int c = 0; c < dim; ++c) s += double{__bfloat162float(q[c])} * k[c];
     w[key] = s * view.scale_log2;
     largest = fmax(largest, w[key]);
   }
@@ -167,8 +230,7 @@ static __global__ void reference_attention(AttentionArgs args, double* weights, 
     double sum = 0;
     double squares = 0;
     for (int64_t key = threadIdx.x; key < keys; key += 256) {
-      const double x =
-          w[key] / total * rounded(number(2, seq, static_cast<uint32_t>(key), kv_head, c));
+      const double x = w[key] / total * row_of(values_of_all, key)[c];
       sum += x;
       squares += x * x;
     }
@@ -194,8 +256,9 @@ class PagedCache {
                                   [](int64_t n, const Seq& s) { return n + s.num_rows; })),
         q_(static_cast<size_t>(num_rows_ * width())),
         out_(static_cast<size_t>(num_rows_ * width())) {
-    args_.kv =
-        KvLayout::of({shape.num_layers, shape.num_kv_heads, shape.head_dim, shape.block_len}, pool);
+    args_.kv = KvLayout::of(
+        {shape.num_layers, shape.num_kv_heads, shape.head_dim, shape.block_len, shape.format},
+        pool);
     std::vector<int32_t> ids(static_cast<size_t>(pool_bytes / args_.kv.block_bytes));
     std::iota(ids.begin(), ids.end(), 0);
     std::shuffle(ids.begin(), ids.end(), std::mt19937(1));
@@ -239,9 +302,8 @@ class PagedCache {
     if (!fill) return;
     CUDA_CHECK(cudaMemset(pool, 0xff, static_cast<size_t>(pool_bytes)));
     CUDA_CHECK(cudaMemset(out_.get(), 0xff, out_.size() * 2));
-    const DeviceArray<int64_t> keys(num_keys);
-    fill_cache<<<dim3(256, shape.num_kv_heads, static_cast<uint32_t>(seqs.size())), 256>>>(
-        args_, keys.get());
+    num_keys_ = std::make_unique<DeviceArray<int64_t>>(num_keys);
+    write_cache(nullptr, nullptr);
     fill_queries<<<static_cast<uint32_t>(num_rows_), 256>>>(args_, q_.get(), query_scale);
     CUDA_CHECK(cudaDeviceSynchronize());
   }
@@ -261,10 +323,18 @@ class PagedCache {
     int64_t max_keys = 0;
     for (const Seq& seq : seqs_) max_keys = std::max(max_keys, seq.num_keys);
     const auto rows = static_cast<size_t>(num_rows_ * shape_.num_heads);
+    const int64_t num_keys =
+        std::accumulate(seqs_.begin(), seqs_.end(), int64_t{0},
+                        [](int64_t n, const Seq& s) { return n + s.num_keys; });
+    const auto elements = static_cast<size_t>(num_keys * shape_.num_kv_heads * shape_.head_dim);
+    const DeviceArray<float> keys(elements);
+    const DeviceArray<float> values(elements);
+    write_cache(keys.get(), values.get());
     const DeviceArray<double> weights(rows * static_cast<size_t>(max_keys));
     const DeviceArray<double> expected_device(rows * 2 * static_cast<size_t>(shape_.head_dim));
     reference_attention<<<dim3(static_cast<uint32_t>(num_rows_), shape_.num_heads), 256>>>(
-        args_, weights.get(), max_keys, expected_device.get());
+        args_, keys.get(), values.get(), num_keys_->get(), weights.get(), max_keys,
+        expected_device.get());
     CUDA_CHECK(cudaDeviceSynchronize());
     const std::vector<double> expected = expected_device.download();
     const std::vector<__nv_bfloat16> got = out();
@@ -296,6 +366,19 @@ class PagedCache {
   }
 
  private:
+  void write_cache(float* keys, float* values) const {
+    const dim3 grid(256, shape_.num_kv_heads, static_cast<uint32_t>(seqs_.size()));
+    const auto write = [&](const KvTile& tile, uint32_t what, float* numbers) {
+      const auto kernel = tile.element == KvElement::kNative ? fill_tiles<KvElement::kNative>
+                          : tile.element == KvElement::kInt8 ? fill_tiles<KvElement::kInt8>
+                          : tile.element == KvElement::kFp8  ? fill_tiles<KvElement::kFp8>
+                                                             : fill_tiles<KvElement::kInt4>;
+      kernel<<<grid, 256>>>(args_, tile, what, num_keys_->get(), numbers);
+    };
+    write(args_.kv.key, 1, keys);
+    write(args_.kv.value, 2, values);
+  }
+
   Shape shape_;
   std::vector<Seq> seqs_;
   int64_t num_rows_;
@@ -304,6 +387,7 @@ class PagedCache {
   std::unique_ptr<DeviceArray<SeqView>> views_;
   std::unique_ptr<DeviceArray<int32_t>> tables_;
   std::unique_ptr<DeviceArray<int32_t>> row_seq_;
+  std::unique_ptr<DeviceArray<int64_t>> num_keys_;
   AttentionArgs args_;
   int64_t last_block_ = 0;
   mutable size_t worst_at_ = 0;

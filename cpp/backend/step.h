@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "backend/kv_cache.h"
 #include "longspan/rope.h"
 
 namespace longspan {
@@ -14,6 +15,10 @@ struct StepLimits {
   int64_t max_tokens = 0;
   int64_t max_seqs = 0;
   int64_t max_blocks_per_seq = 0;
+  int64_t block_len = 256;  ///< of the cache
+  KvFormat kv_format = KvFormat::kNative;
+
+  int64_t max_keys() const { return max_blocks_per_seq * block_len; }  ///< of a sequence
 };
 
 /// One forward pass over a batch: tokens of several sequences, each a run of consecutive positions.

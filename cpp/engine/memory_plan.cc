@@ -92,7 +92,9 @@ DecoderLimits decoder_limits(const EngineConfig& c, const DeviceTraits& device) 
   const int64_t prefill = std::min(c.max_prefill_token_num, batch * c.session_len);
   return {.step = {.max_tokens = prefill + batch,
                    .max_seqs = batch,
-                   .max_blocks_per_seq = blocks_for(c.session_len, c.cache_block_seq_len)},
+                   .max_blocks_per_seq = blocks_for(c.session_len, c.cache_block_seq_len),
+                   .block_len = c.cache_block_seq_len,
+                   .kv_format = kv_format(c)},
           .max_logit_rows = std::max(batch, device.logit_rows)};
 }
 

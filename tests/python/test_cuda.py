@@ -61,6 +61,17 @@ def test_chunks_and_blocks_do_not_matter(smollm2_dir: Path, options: dict[str, A
 
 
 @needs_gpu
+@pytest.mark.parametrize("kv_cache_dtype", ["int8", "fp8", "int8_fp8", "int8_int4", "int4"])
+def test_kv_formats_score_as_on_the_cpu(smollm2_dir: Path, kv_cache_dtype: str) -> None:
+    ids = ids_of(1500, 49000)
+    nll = []
+    for device in ("cuda", "cpu"):
+        with load(smollm2_dir, device, kv_cache_dtype=kv_cache_dtype) as engine:
+            nll.append(engine.score(ids).wait().nll_sum / (len(ids) - 1))
+    assert nll[0] == pytest.approx(nll[1], abs=4 * TOKEN_NOISE / math.sqrt(len(ids)))
+
+
+@needs_gpu
 def test_company_does_not_matter(smollm2_dir: Path) -> None:
     """Each request of a crowd of mixed lengths scores as it does alone."""
     crowd = [ids_of(n, 49000, seed=n) for n in (2, 15, 16, 17, 128, 700, 1000, 2500)]

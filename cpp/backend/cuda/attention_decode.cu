@@ -12,13 +12,13 @@ namespace longspan::cuda {
 namespace decode {
 namespace {
 
-template <int kPanels>
+template <class C>
 __global__ void __launch_bounds__(kThreads, 2)
     decode_kernel(const __grid_constant__ AttentionArgs args,
                   const __grid_constant__ DecodeWork work, int num_stages) {
   extern __shared__ __align__(1024) uint8_t smem[];
-  constexpr uint32_t kStageBytes = kPanels * kSliceBytes;
-  auto& shared = *reinterpret_cast<Fixed<kPanels>*>(smem + kWarps * num_stages * kStageBytes);
+  constexpr uint32_t kStageBytes = C::kStageBytes;
+  auto& shared = *reinterpret_cast<Fixed<C>*>(smem + kWarps * num_stages * kStageBytes);
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const uint32_t stages = smem_address(smem) + warp * num_stages * kStageBytes;
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   // The plan was there before the step began, and so were all keys but the step's own.
   const Units units{work.counts->num_spans * args.kv.num_kv_heads, args.kv.num_kv_heads};
-  SliceLoader<kPanels> loader(args, work, units, warp, lane);
+  SliceLoader<C> loader(args, work, units, warp, lane);
   int stage = 0;
   for (; stage < num_stages && loader.next_is_old(); ++stage) {
     loader.load(stages + stage * kStageBytes, landed + stage * 8);
@@ -76,19 +76,19 @@ __global__ void __launch_bounds__(kThreads, 2)
     const DecodeSpan span = next_span;
     const SeqView seq = next_seq;
     const int kv_head = units.kv_head(unit);
-    for (int i = threadIdx.x; i < kDecodePairs * kPanels * 8; i += kThreads) {
-      const int pair = i / (kPanels * 8);
-      const int chunk = i % (kPanels * 8);
+    for (int i = threadIdx.x; i < kDecodePairs * (C::kRowDim / 8); i += kThreads) {
+      const int pair = i / (C::kRowDim / 8);
+      const int chunk = i % (C::kRowDim / 8);
       uint4 q = make_uint4(0, 0, 0, 0);
       if (pair < span.num_pairs && chunk * 8 < args.kv.head_dim) {
         const PairPlace place(args, seq, kv_head, span.first_pair + pair);
         q = *reinterpret_cast<const uint4*>(args.q + place.row * args.q_stride + place.col +
                                             chunk * 8);
       }
-      *reinterpret_cast<uint4*>(shared.q + chunk / 8 * kSliceBytes + swizzle(pair, chunk % 8)) = q;
+      put_query<typename C::Key>(shared.q, pair, chunk, q);
     }
     __syncthreads();
-    const Queries<kPanels> queries(smem_address(shared.q), lane);
+    const Queries<C> queries(smem_address(shared.q), lane);
 
     // Keys of the span that the lane's two pairs see, and those that every pair sees.
     const auto visible = [&](int pair) {
@@ -101,19 +101,16 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int visible_to_all = visible(0);
 
     read_ahead(unit + gridDim.x);
-    Softmax<kPanels> softmax;
-    for (int key = warp * kSlice; key < span.num_keys; key += kWarps * kSlice) {
-      float scores[2][4] = {};
-      multiply_keys(queries, wait(), lane, scores);
+    Softmax<C> softmax;
+    for (int key = warp * C::kKeys; key < span.num_keys; key += kWarps * C::kKeys) {
+      float scores[C::kKeys / 8][4];
+      const uint32_t keys = wait();
+      multiply_keys<C>(queries, keys, lane, scores);
+      multiply_scales<typename C::Key>(keys, lane, seq.scale_log2, scores);
       release();
+      if (key + C::kKeys > visible_to_all) {
 #pragma unroll
-      for (auto& s : scores) {
-#pragma unroll
-        for (float& x : s) x *= seq.scale_log2;
-      }
-      if (key + kSlice > visible_to_all) {
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
+        for (int n = 0; n < C::kKeys / 8; ++n) {
 #pragma unroll
           for (int c = 0; c < 4; ++c) {
             if (key + n * 8 + lane % 4 * 2 + c % 2 >= visible_here[c / 2]) {
@@ -122,34 +119,66 @@ __global__ void __launch_bounds__(kThreads, 2)
           }
         }
       }
-      uint32_t weights[4];
-      softmax.weigh(scores, weights);
+      softmax.weigh(scores);
       const uint32_t values = wait();
-      if (key + kSlice > span.num_keys) zero_rows<kPanels>(values, span.num_keys - key, lane);
-      multiply_values<kPanels>(weights, values, lane, softmax.out);
+      if (key + C::kKeys > span.num_keys) {
+        zero_rows<typename C::Value>(values, span.num_keys - key, lane);
+      }
+      if constexpr (!C::Value::kNative) multiply_scales<typename C::Value>(values, lane, 1, scores);
+      multiply_values<C>(scores, values, lane, softmax.out);
       release();
     }
     finish_span(args, work, span, seq, kv_head, softmax, shared);
   }
 }
 
-using Kernel = void (*)(AttentionArgs, DecodeWork, int);
+/// What is compiled for a cache.
+struct Variant {
+  void (*kernel)(AttentionArgs, DecodeWork, int);
+  int stage_bytes;
+  int fixed_bytes;
+};
 
-Kernel kernel_of(int panels) {
-  constexpr Kernel kKernels[] = {decode_kernel<1>, decode_kernel<2>, decode_kernel<3>,
-                                 decode_kernel<4>};
-  return kKernels[panels - 1];
+template <KvElement key, KvElement value, int row_dim>
+Variant variant() {
+  using C = Cache<key, value, row_dim>;
+  return {decode_kernel<C>, C::kStageBytes, sizeof(Fixed<C>)};
 }
 
-int fixed_bytes(int panels) {
-  constexpr int kBytes[] = {sizeof(Fixed<1>), sizeof(Fixed<2>), sizeof(Fixed<3>), sizeof(Fixed<4>)};
-  return kBytes[panels - 1];
+template <KvElement key, KvElement value>
+Variant quantized_variant(int row_dim) {
+  return row_dim == 64    ? variant<key, value, 64>()
+         : row_dim == 128 ? variant<key, value, 128>()
+                          : variant<key, value, 256>();
+}
+
+Variant variant_of(const KvLayout& kv) {
+  constexpr KvElement kNative = KvElement::kNative;
+  constexpr KvElement kInt8 = KvElement::kInt8;
+  constexpr KvElement kFp8 = KvElement::kFp8;
+  constexpr KvElement kInt4 = KvElement::kInt4;
+  switch (kv.key.element) {
+    case kInt8:
+      return kv.value.element == kInt8  ? quantized_variant<kInt8, kInt8>(kv.row_dim)
+             : kv.value.element == kFp8 ? quantized_variant<kInt8, kFp8>(kv.row_dim)
+                                        : quantized_variant<kInt8, kInt4>(kv.row_dim);
+    case kFp8:
+      return quantized_variant<kFp8, kFp8>(kv.row_dim);
+    case kInt4:
+      return quantized_variant<kInt4, kInt4>(kv.row_dim);
+    case kNative:
+      break;
+  }
+  return kv.row_dim == 64    ? variant<kNative, kNative, 64>()
+         : kv.row_dim == 128 ? variant<kNative, kNative, 128>()
+         : kv.row_dim == 192 ? variant<kNative, kNative, 192>()
+                             : variant<kNative, kNative, 256>();
 }
 
 }  // namespace
 }  // namespace decode
 
-cudaError_t plan_decode(int32_t head_dim, DecodeLaunch* launch) {
+cudaError_t plan_decode(const KvLayout& kv, DecodeLaunch* launch) {
   using namespace decode;
   int device = 0;
   int sms = 0;
@@ -168,26 +197,26 @@ cudaError_t plan_decode(int32_t head_dim, DecodeLaunch* launch) {
   }
   if (error != cudaSuccess) return error;
 
-  const int panels = (head_dim + kPanelCols - 1) / kPanelCols;
-  const int stage_bytes = kWarps * panels * kSliceBytes;
+  const Variant variant = variant_of(kv);
+  const int stage_bytes = kWarps * variant.stage_bytes;
   const auto stages_of = [&](int blocks) {
-    const int bytes = std::min(sm_bytes / blocks - reserved, block_bytes) - fixed_bytes(panels);
+    const int bytes = std::min(sm_bytes / blocks - reserved, block_bytes) - variant.fixed_bytes;
     return std::min(bytes / stage_bytes, kMaxStages);
   };
   // Two thread blocks hide the ends of each other's spans, where they leave room for enough stages.
   const int blocks = stages_of(2) >= 4 ? 2 : 1;
   launch->grid = sms * blocks;
   launch->stages = stages_of(blocks);
-  launch->smem_bytes = launch->stages * stage_bytes + fixed_bytes(panels);
+  launch->smem_bytes = launch->stages * stage_bytes + variant.fixed_bytes;
   launch->merge_grid = sms * 4;
-  return cudaFuncSetAttribute(kernel_of(panels), cudaFuncAttributeMaxDynamicSharedMemorySize,
+  return cudaFuncSetAttribute(variant.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                               launch->smem_bytes);
 }
 
 cudaError_t attention_decode(const AttentionArgs& args, const DecodeWork& work,
                              const DecodeLaunch& launch, cudaStream_t stream) {
   const cudaError_t error =
-      launch_overlapped(decode::kernel_of(args.kv.panels_per_token), launch.grid, decode::kThreads,
+      launch_overlapped(decode::variant_of(args.kv).kernel, launch.grid, decode::kThreads,
                         launch.smem_bytes, stream, args, work, launch.stages);
   if (error != cudaSuccess) return error;
   return launch_overlapped(decode::merge_kernel, launch.merge_grid, 32 * decode::kMergeWarps, 0,

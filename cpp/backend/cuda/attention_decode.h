@@ -16,7 +16,7 @@ struct DecodeWork {
 };
 
 /// How the decode kernels are launched on a device; found once. The shape of a launch depends on
-/// the device and head_dim only, so that CUDA graphs hold whatever the work list.
+/// the device and the cache only, so that CUDA graphs hold whatever the work list.
 struct DecodeLaunch {
   int32_t grid = 0;
   int32_t stages = 0;  ///< slices of 16 keys or values that each warp has under way
@@ -25,7 +25,7 @@ struct DecodeLaunch {
 };
 
 /// For the current device; head_dim a multiple of 8 up to 256.
-cudaError_t plan_decode(int32_t head_dim, DecodeLaunch* launch);
+cudaError_t plan_decode(const KvLayout& kv, DecodeLaunch* launch);
 
 /// Writes the rows of out that belong to the work list's sequences, and no others.
 cudaError_t attention_decode(const AttentionArgs& args, const DecodeWork& work,

@@ -233,7 +233,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
   for (int first = 0; first < num_keys; first += T::kKeys) {
     cp_async_wait<0>();
     __syncthreads();
-    load_keys<T>(args, table, kv_head, args.kv.tile_bytes, first, num_keys, values);
+    load_keys<T>(args, table, kv_head, args.kv.value.offset, first, num_keys, values);
     cp_async_commit();
 
     float scores[T::kRowTiles][T::kKeys / 8][4] = {};

@@ -145,7 +145,7 @@ __device__ void bring_keys_values(const AttentionArgs& args, const PrefillWorkSm
           __shfl_sync(0xffffffffU, reinterpret_cast<uint64_t>(at), step % 32));
       bring(keys);
       if (step < last_step) bring(values);
-      values = keys + kv.tile_bytes;
+      values = keys + kv.value.offset;
     }
     bring(values);
   }

@@ -7,6 +7,7 @@
 #include "backend/cuda/attention_prefill_sm90.h"
 #include "backend/cuda/copy_kv_block.h"
 #include "backend/cuda/cuda_check.h"
+#include "backend/cuda/dequantize_kv.h"
 #include "backend/cuda/linear.h"
 #include "backend/cuda/linear_skinny.h"
 #include "backend/cuda/log_likelihood.h"
@@ -197,13 +198,46 @@ void CudaBackend::attention(const StepPlan& plan, int64_t layer, const MatrixVie
   if (p.has_decode()) {
     check_cuda(attention_decode(args, p.decode(), p.decode_launch(), stream_), "decode attention");
   }
-  if (!p.has_prefill()) return;
-  if (p.uses_sm90()) {
-    check_cuda(attention_prefill_sm90(args, p.prefill_sm90(), stream_), "prefill attention");
-  } else {
-    check_cuda(attention_prefill_mma(args, p.tiles().data(), static_cast<int32_t>(p.tiles().size()),
-                                     stream_),
+  for (const PlannedPass& pass : p.prefills()) prefill(p, pass, args);
+}
+
+void CudaBackend::prefill(const CudaStepPlan& plan, const PlannedPass& planned,
+                          AttentionArgs args) {
+  const PrefillPass& pass = planned.pass;
+  const auto run = [&] {
+    check_cuda(plan.uses_sm90()
+                   ? attention_prefill_sm90(args, planned.sm90, stream_)
+                   : attention_prefill_mma(args, planned.tiles.data(),
+                                           static_cast<int32_t>(planned.tiles.size()), stream_),
                "prefill attention");
+  };
+  if (args.kv.key.element == KvElement::kNative) return run();
+
+  // A few KV heads at a time, by way of the workspace.
+  const PrefillWorkspace& workspace = plan.workspace();
+  DequantizeKvArgs dequantize;
+  dequantize.plan = args.plan;
+  dequantize.from = args.kv;
+  dequantize.layer = args.layer;
+  dequantize.to =
+      KvLayout::of({1, pass.num_kv_heads, args.kv.head_dim, kPanelTokens}, workspace.panels);
+  dequantize.staged = workspace.seqs;
+  dequantize.seqs = planned.seqs;
+  dequantize.num_seqs = pass.num_seqs;
+  dequantize.num_panels = pass.num_panels;
+  const int32_t heads = args.num_heads / args.kv.num_kv_heads * pass.num_kv_heads;
+  const int32_t kv_heads = args.kv.num_kv_heads;
+  args.kv = dequantize.to;
+  args.layer = 0;
+  args.plan.seqs = workspace.seqs;
+  args.plan.block_tables = workspace.identity;
+  args.num_heads = heads;
+  for (int32_t h = 0; h < kv_heads; h += pass.num_kv_heads) {
+    dequantize.first_kv_head = h;
+    check_cuda(dequantize_kv(dequantize, stream_), "reading the cache");
+    run();
+    args.q += int64_t{heads} * args.kv.head_dim;
+    args.out += int64_t{heads} * args.kv.head_dim;
   }
 }
 

@@ -6,9 +6,11 @@
 #include <string>
 
 #include "backend/backend.h"
+#include "backend/cuda/attention.h"
 #include "backend/cuda/cublaslt.h"
 #include "backend/cuda/cuda_sizes.h"
 #include "backend/cuda/device_memory.h"
+#include "backend/cuda/step_plan.h"
 #include "backend/cuda/weight_stager.h"
 
 namespace longspan::cuda {
@@ -67,6 +69,8 @@ class CudaBackend final : public CudaSizes<Backend> {
   /// Waits, then copies the first out.size() values of results_ to the host.
   template <class T>
   void fetch(std::span<T> out);
+  /// Attention of the sequences of a pass.
+  void prefill(const CudaStepPlan& plan, const PlannedPass& planned, AttentionArgs args);
   LogitEdit* upload_edits(std::span<const LogitEdit> edits);
 
   cudaStream_t stream_ = nullptr;

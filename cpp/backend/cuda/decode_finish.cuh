@@ -17,10 +17,10 @@ struct PairPlace {
 };
 
 /// Puts the warps' results together and writes them: to out, or normalised to the partial rows.
-template <int kPanels>
+template <class C>
 __device__ void finish_span(const AttentionArgs& args, const DecodeWork& work,
                             const DecodeSpan& span, const SeqView& seq, int kv_head,
-                            Softmax<kPanels>& softmax, Fixed<kPanels>& shared) {
+                            Softmax<C>& softmax, Fixed<C>& shared) {
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -46,7 +46,7 @@ __device__ void finish_span(const AttentionArgs& args, const DecodeWork& work,
     const float m = max_of(lane / 4 + 8 * r);
     scale[r] = m == -INFINITY ? 0.0F : exp2_approx(softmax.max[r] - m);
   }
-  // Now each thread writes 8 columns of one pair per panel.
+  // Now each thread writes 8 columns of one pair at a time.
   const int pair = threadIdx.x / 8;
   const int first_col = threadIdx.x % 8 * 8;
   const float max = max_of(pair);
@@ -58,19 +58,25 @@ __device__ void finish_span(const AttentionArgs& args, const DecodeWork& work,
   const PairPlace place(args, seq, kv_head, span.first_pair + pair);
   const int64_t partial = span.partial + int64_t{kv_head} * span.num_pairs + pair;
 
+  constexpr int kRun = kHalfWord<C::Value::kElement>;  // columns of a lane in its share of one word
 #pragma unroll
-  for (int p = 0; p < kPanels; ++p) {
+  for (int p = 0; p < C::kRowDim / kExchangeCols; ++p) {
 #pragma unroll
-    for (int n = 0; n < 8; ++n) {
+    for (int n = 0; n < kExchangeCols / 8; n += kRun) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const float* o = softmax.out[p * 8 + n] + 2 * r;
-        *reinterpret_cast<float2*>(&shared.exchange[warp][lane / 4 + 8 * r][n * 8 + lane % 4 * 2]) =
-            make_float2(o[0] * scale[r], o[1] * scale[r]);
+        float* to = &shared.exchange[warp][lane / 4 + 8 * r][n * 8 + lane % 4 * (2 * kRun)];
+        const auto at = [&](int i) {
+          return softmax.out[p * (kExchangeCols / 8) + n + i % kRun][2 * r + i / kRun] * scale[r];
+        };
+#pragma unroll
+        for (int i = 0; i < 2 * kRun; i += 2) {
+          reinterpret_cast<float2*>(to)[i / 2] = make_float2(at(i), at(i + 1));
+        }
       }
     }
     __syncthreads();
-    const int col = p * kPanelCols + first_col;
+    const int col = p * kExchangeCols + first_col;
     if (pair < span.num_pairs && col < args.kv.head_dim) {
       float o[8] = {};
       for (int w = 0; w < kWarps; ++w) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "backend/cuda/attention_decode.h"
+#include "backend/cuda/kv_element.cuh"
 #include "backend/cuda/mma.cuh"
 
 namespace longspan::cuda::decode {
@@ -8,20 +9,57 @@ namespace longspan::cuda::decode {
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kMaxStages = 16;
-/// Keys that a warp takes at a time: the N of Q K^T and the K of P V.
-constexpr int kSlice = 16;
-constexpr int kSliceBytes = kSlice * 128;  // of one panel
-/// Floats between the rows in which warps exchange a panel's columns: no bank conflicts.
-constexpr int kExchangeStride = kPanelCols + 8;
+/// Bytes of a row of queries, of which a panel holds kDecodePairs.
+constexpr int kQueryPanel = kDecodePairs * 128;
+/// Floats between the rows in which warps exchange 64 columns: no bank conflicts.
+constexpr int kExchangeCols = 64;
+constexpr int kExchangeStride = kExchangeCols + 8;
 
-/// Shared memory: stages first, [kWarps][stages][panels][kSlice rows of 128 bytes, swizzled].
-template <int kPanels>
+/// A slice of keys or of values, what a warp takes at a time, as it lies in a stage:
+/// [kPanels][kKeys rows of kRowBytes, swizzled as in the pool], then [kKeys] scales.
+template <KvElement element, int row_dim, int keys>
+struct Slice {
+  static constexpr int kKeys = keys;
+  static constexpr KvElement kElement = element;
+  static constexpr bool kNative = element == KvElement::kNative;
+  static constexpr int kTokenBytes = row_dim * bits_of(element) / 8;
+  static constexpr int kRowBytes = kTokenBytes < 128 ? kTokenBytes : 128;
+  static constexpr int kPanels = kTokenBytes / kRowBytes;
+  static constexpr int kPanelBytes = kKeys * kRowBytes;  // of the slice's rows of a panel
+  static constexpr int kScaleBytes = kv_scale_bytes(element, row_dim);
+  static constexpr int kScales = kPanels * kPanelBytes;
+  static constexpr int kBytes = kScales + kKeys * kScaleBytes;
+
+  /// Offset of the 16-byte chunk `chunk` of a row.
+  __device__ static uint32_t at(uint32_t row, uint32_t chunk) {
+    constexpr uint32_t kChunks = kRowBytes / 16;
+    const uint32_t within = (chunk % kChunks) ^ (row * kRowBytes / 128 % kChunks);
+    return chunk / kChunks * kPanelBytes + row * kRowBytes + within * 16;
+  }
+};
+
+/// What a kernel is compiled for: the elements of keys and of values, and KvLayout::row_dim.
+template <KvElement key, KvElement value, int row_dim>
+struct Cache {
+  static constexpr int kKeyBytes = row_dim * bits_of(key) / 8;
+  /// Of a slice: as many as two thread blocks have room for in four stages, since what is done once
+  /// per slice takes longer than to widen it.
+  static constexpr int kKeys = kKeyBytes < 128 ? 64 : kKeyBytes < 256 ? 32 : 16;
+  using Key = Slice<key, row_dim, kKeys>;
+  using Value = Slice<value, row_dim, kKeys>;
+  static constexpr int kRowDim = row_dim;
+  static constexpr int kQueryPanels = row_dim / 64;
+  static constexpr int kStageBytes =
+      ((Key::kBytes > Value::kBytes ? Key::kBytes : Value::kBytes) + 127) / 128 * 128;
+};
+
+/// Shared memory: stages first, [kWarps][stages] slices.
+template <class C>
 struct Fixed {
-  uint8_t q[kPanels * kSliceBytes];  // [panels][kDecodePairs rows of 128 bytes, swizzled]
+  uint8_t q[C::kQueryPanels * kQueryPanel];  // [panels][kDecodePairs rows of 128 bytes, swizzled]
   float exchange[kWarps][kDecodePairs][kExchangeStride];
   float max[kWarps][kDecodePairs];
   float sum[kWarps][kDecodePairs];
-  int finished;
   uint64_t landed[kWarps][kMaxStages];
 };
 
@@ -38,7 +76,7 @@ struct Units {
 /// Brings a warp's slices to its ring of stages, in the order in which they are needed, K then V,
 /// across the ends of spans: loads stay under way while a span's result is put together. Between
 /// two products of a warp, so what a load needs to know is read one slice ahead.
-template <int kPanels>
+template <class C>
 class SliceLoader {
  public:
   __device__ SliceLoader(const AttentionArgs& args, const DecodeWork& work, const Units& units,
@@ -50,39 +88,22 @@ class SliceLoader {
 
   /// Whether the next copy is of tokens from before this step.
   __device__ bool next_is_old() const {
-    return (value_ ? slice_end_ : key_ + kSlice) <= num_old_ || unit_ >= units_.count;
+    return (value_ ? slice_end_ : key_ + C::kKeys) <= num_old_ || unit_ >= units_.count;
   }
 
   /// Starts the next copy, into a stage that nobody reads any more.
   __device__ void load(uint32_t stage, uint32_t landed) {
     if (unit_ >= units_.count) return;
-    if (!value_) {
-      const int in_block = key_ & (args_.kv.block_len - 1);
-      from_ = head_ + block_ * args_.kv.block_bytes +
-              in_block / kPanelTokens * (kPanels * kPanelBytes) + in_block % kPanelTokens * 128;
-      slice_end_ = key_ + kSlice;
-      key_ += kWarps * kSlice;
+    if (value_) {
+      copy<typename C::Value>(args_.kv.value, stage, landed);
+    } else {
+      in_block_ = key_ & (args_.kv.block_len - 1);
+      from_ = head_ + block_ * args_.kv.block_bytes;
+      slice_end_ = key_ + C::kKeys;
+      key_ += kWarps * C::kKeys;
       if (key_ < end_) block_ = __ldg(table_ + (key_ >> block_shift_));
+      copy<typename C::Key>(args_.kv.key, stage, landed);
     }
-    const char* from = value_ ? from_ + args_.kv.tile_bytes : from_;
-#if __CUDA_ARCH__ >= 900
-    if (lane_ == 0) {
-      mbarrier_arrive_expect(landed, kPanels * kSliceBytes);
-#pragma unroll
-      for (int p = 0; p < kPanels; ++p) {
-        bulk_copy_once(stage + p * kSliceBytes, from + p * kPanelBytes, kSliceBytes, landed);
-      }
-    }
-#else
-#pragma unroll
-    for (int p = 0; p < kPanels; ++p) {
-#pragma unroll
-      for (int i = 0; i < kSliceBytes; i += 32 * 16) {
-        cp_async(stage + p * kSliceBytes + i + lane_ * 16, from + p * kPanelBytes + i + lane_ * 16);
-      }
-    }
-    cp_async_arrive(landed);
-#endif
     value_ = !value_;
     if (!value_ && key_ >= end_) {
       unit_ += gridDim.x;
@@ -91,11 +112,45 @@ class SliceLoader {
   }
 
  private:
+  /// The slice at in_block_ of the head's keys or values at from_.
+  template <class S>
+  __device__ void copy(const KvTile& tile, uint32_t stage, uint32_t landed) const {
+    const int row = in_block_ % kPanelTokens;
+    const char* rows = from_ + tile.offset +
+                       in_block_ / kPanelTokens * (S::kPanels * kPanelTokens * S::kRowBytes) +
+                       row * S::kRowBytes;
+    const char* scales = from_ + tile.scales + in_block_ * S::kScaleBytes;
+#if __CUDA_ARCH__ >= 900
+    if (lane_ == 0) {
+      mbarrier_arrive_expect(landed, S::kBytes);
+#pragma unroll
+      for (int p = 0; p < S::kPanels; ++p) {
+        bulk_copy_once(stage + p * S::kPanelBytes, rows + p * (kPanelTokens * S::kRowBytes),
+                       S::kPanelBytes, landed);
+      }
+      if constexpr (S::kScaleBytes > 0) {
+        bulk_copy_once(stage + S::kScales, scales, S::kKeys * S::kScaleBytes, landed);
+      }
+    }
+#else
+#pragma unroll
+    for (int i = 0; i < S::kScales; i += 32 * 16) {
+      const int byte = i + lane_ * 16;
+      cp_async(stage + byte, rows + byte / S::kPanelBytes * (kPanelTokens * S::kRowBytes) +
+                                 byte % S::kPanelBytes);
+    }
+    for (int byte = lane_ * 16; byte < S::kKeys * S::kScaleBytes; byte += 32 * 16) {
+      cp_async(stage + S::kScales + byte, scales + byte);
+    }
+    cp_async_arrive(landed);
+#endif
+  }
+
   /// Goes to the first slice of this warp in the span of unit_ or a later one.
   __device__ void enter_span() {
     for (; unit_ < units_.count; unit_ += gridDim.x) {
       const DecodeSpan& span = work_.spans[units_.span(unit_)];
-      key_ = span.first_key + warp_ * kSlice;
+      key_ = span.first_key + warp_ * C::kKeys;
       end_ = span.first_key + span.num_keys;
       if (key_ >= end_) continue;
       const SeqView& seq = args_.plan.seqs[span.seq];
@@ -120,8 +175,9 @@ class SliceLoader {
   int64_t num_old_ = 0;  // tokens of the sequence before this step's
   int64_t block_ = 0;    // where key_ lies
   const int32_t* table_ = nullptr;
-  const char* head_ = nullptr;  // the K tile of the span's KV head in block 0
-  const char* from_ = nullptr;
+  const char* head_ = nullptr;  // the span's KV head in block 0
+  const char* from_ = nullptr;  // and in the block of the slice on its way
+  int in_block_ = 0;            // the slice's first token in that block
   bool value_ = false;
 };
 

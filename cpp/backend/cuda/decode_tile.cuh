@@ -6,20 +6,25 @@ namespace longspan::cuda::decode {
 
 /// Online softmax of a warp over its slices of a span. A lane holds the pairs lane / 4 and
 /// lane / 4 + 8; `sum` is of its own keys only.
-template <int kPanels>
+template <class C>
 struct Softmax {
-  float out[kPanels * 8][4] = {};  // [n][...] columns 8 n + lane % 4 * 2 + {0, 1}
+  /// With m = kHalfWord of a value, [n][2 r + i] is pair lane / 4 + 8 r, column
+  /// 8 m (n / m) + 2 m (lane % 4) + m i + n % m: what multiply_values() makes of a value's words.
+  float out[C::kRowDim / 8][4] = {};
   float max[2] = {-INFINITY, -INFINITY};
   float sum[2] = {};
 
-  /// Takes the scores of 16 keys, in units of log 2, and leaves their weights as mma's operand A.
-  __device__ void weigh(float (&scores)[2][4], uint32_t (&weights)[4]) {
+  /// Takes the scores of a slice, in units of log 2, and leaves their weights.
+  __device__ void weigh(float (&scores)[C::kKeys / 8][4]) {
     float rescale[2];
     bool grew = false;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float m = fmaxf(fmaxf(scores[0][2 * r], scores[0][2 * r + 1]),
-                      fmaxf(scores[1][2 * r], scores[1][2 * r + 1]));
+      float m = fmaxf(scores[0][2 * r], scores[0][2 * r + 1]);
+#pragma unroll
+      for (int n = 1; n < C::kKeys / 8; ++n) {
+        m = fmaxf(m, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
+      }
       m = fmaxf(m, __shfl_xor_sync(~0U, m, 1));
       m = fmaxf(m, __shfl_xor_sync(~0U, m, 2));
       m = fmaxf(m, max[r]);
@@ -29,11 +34,11 @@ struct Softmax {
       max[r] = m;
       float s = 0;
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
+      for (auto& score : scores) {
 #pragma unroll
         for (int c = 2 * r; c < 2 * r + 2; ++c) {
-          scores[n][c] = exp2_approx(scores[n][c] - base);
-          s += scores[n][c];
+          score[c] = exp2_approx(score[c] - base);
+          s += score[c];
         }
       }
       sum[r] = sum[r] * rescale[r] + s;
@@ -45,24 +50,44 @@ struct Softmax {
         for (int c = 0; c < 4; ++c) o[c] *= rescale[c / 2];
       }
     }
-    weights[0] = pack_bf16(scores[0][0], scores[0][1]);
-    weights[1] = pack_bf16(scores[0][2], scores[0][3]);
-    weights[2] = pack_bf16(scores[1][0], scores[1][1]);
-    weights[3] = pack_bf16(scores[1][2], scores[1][3]);
   }
 };
 
-/// Operand A of Q K^T for all of head_dim: in registers where there is room, else read again.
-template <int kPanels, bool kKept = kPanels <= 2>
+/// Puts chunk `chunk` of a pair's query, 8 elements, where Queries reads the elements in the order
+/// in which widen() gives those of a key.
+template <class S>
+__device__ void put_query(uint8_t* queries, int pair, int chunk, uint4 q) {
+  const auto at = [&](int c) { return queries + c / 8 * kQueryPanel + swizzle(pair, c % 8); };
+  if constexpr (S::kNative) {
+    *reinterpret_cast<uint4*>(at(chunk)) = q;
+  } else if constexpr (S::kElement == KvElement::kInt4) {
+    const uint32_t words[4] = {__byte_perm(q.x, q.z, 0x5410), __byte_perm(q.x, q.z, 0x7632),
+                               __byte_perm(q.y, q.w, 0x5410), __byte_perm(q.y, q.w, 0x7632)};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      reinterpret_cast<uint32_t*>(at(chunk / 4 * 4 + i))[chunk % 4] = words[i];
+    }
+  } else {
+    reinterpret_cast<uint2*>(at(chunk / 2 * 2))[chunk % 2] =
+        make_uint2(__byte_perm(q.x, q.y, 0x5410), __byte_perm(q.z, q.w, 0x5410));
+    reinterpret_cast<uint2*>(at(chunk / 2 * 2 + 1))[chunk % 2] =
+        make_uint2(__byte_perm(q.x, q.y, 0x7632), __byte_perm(q.z, q.w, 0x7632));
+  }
+}
+
+/// Operand A of Q K^T for all of row_dim: in registers where there is room, else read again.
+template <class C, bool kKept = C::kRowDim <= 128>
 class Queries {
  public:
+  static constexpr int kSteps = C::kRowDim / 16;
+
   __device__ Queries(uint32_t q, int lane) {
     address_ = q;
     row_ = lane % 16;
     half_ = lane / 16;
     if constexpr (kKept) {
 #pragma unroll
-      for (int k = 0; k < kPanels * 4; ++k) read(k, kept_[k]);
+      for (int k = 0; k < kSteps; ++k) read(k, kept_[k]);
     }
   }
   __device__ void get(int k, uint32_t (&a)[4]) const {
@@ -76,57 +101,161 @@ class Queries {
 
  private:
   __device__ void read(int k, uint32_t (&a)[4]) const {
-    ldmatrix(a, address_ + k / 4 * kSliceBytes + swizzle(row_, k % 4 * 2 + half_));
+    ldmatrix(a, address_ + k / 4 * kQueryPanel + swizzle(row_, k % 4 * 2 + half_));
   }
   uint32_t address_, row_, half_;
-  uint32_t kept_[kKept ? kPanels * 4 : 1][4];
+  uint32_t kept_[kKept ? kSteps : 1][4];
 };
 
-/// scores[16 pairs][16 keys] = Q K^T, in two sums that do not wait for each other.
-template <int kPanels>
-__device__ void multiply_keys(const Queries<kPanels>& queries, uint32_t keys, int lane,
-                              float (&scores)[2][4]) {
-  const uint32_t row = lane % 8 + lane / 16 * 8;
-  const uint32_t half = lane / 8 % 2;
-  float sums[2][2][4] = {};
+__device__ inline uint32_t read_shared(uint32_t address) {
+  uint32_t word;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+  return word;
+}
+
+/// scores[16 pairs][kKeys] = Q K^T but for the keys' scales, in two sums that do not wait for each
+/// other.
+template <class C>
+__device__ void multiply_keys(const Queries<C>& queries, uint32_t keys, int lane,
+                              float (&scores)[C::kKeys / 8][4]) {
+  using S = typename C::Key;
+  float sums[2][C::kKeys / 8][4] = {};
+  if constexpr (S::kNative) {
+    const uint32_t row = lane % 8 + lane / 16 * 8;
+    const uint32_t half = lane / 8 % 2;
 #pragma unroll
-  for (int k = 0; k < kPanels * 4; ++k) {
-    uint32_t a[4];
-    uint32_t b[4];
-    queries.get(k, a);
-    ldmatrix(b, keys + k / 4 * kSliceBytes + swizzle(row, k % 4 * 2 + half));
-    mma(sums[k % 2][0], a, b[0], b[1]);
-    mma(sums[k % 2][1], a, b[2], b[3]);
+    for (int k = 0; k < queries.kSteps; ++k) {
+      uint32_t a[4];
+      queries.get(k, a);
+#pragma unroll
+      for (int t = 0; t < C::kKeys / 16; ++t) {
+        uint32_t b[4];
+        ldmatrix(b, keys + S::at(t * 16 + row, k * 2 + half));
+        mma(sums[k % 2][2 * t], a, b[0], b[1]);
+        mma(sums[k % 2][2 * t + 1], a, b[2], b[3]);
+      }
+    }
+  } else {
+    // A chunk of 16 bytes per key holds what two registers of operand B want for kSteps steps.
+    constexpr int kPairs = kHalfWord<S::kElement>;
+    constexpr int kSteps = kPairs / 2;
+    const uint32_t row = lane % 16;
+    const uint32_t half = lane / 16;
+#pragma unroll
+    for (int c = 0; c < S::kTokenBytes / 16; c += 2) {
+#pragma unroll
+      for (int t = 0; t < C::kKeys / 16; ++t) {
+        uint32_t words[4];  // [chunk][keys 0 to 7, or 8 to 15]
+        ldmatrix(words, keys + S::at(t * 16 + row, c + half));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          uint32_t pairs[kPairs];
+          widen<S::kElement>(words[i], pairs);
+          if constexpr (S::kElement == KvElement::kInt4) {
+            const int key = t * 16 + i % 2 * 8 + lane / 4;
+            const int group = (c + i / 2) * 32 / static_cast<int>(kInt4Group);
+            const uint32_t by = read_shared(keys + S::kScales + key * S::kScaleBytes + group * 4);
+#pragma unroll
+            for (uint32_t& pair : pairs) pair = scaled(pair, twice_low(by), twice_high(by));
+          }
+#pragma unroll
+          for (int s = 0; s < kSteps; ++s) {
+            uint32_t a[4];
+            queries.get((c + i / 2) * kSteps + s, a);
+            mma(sums[(i / 2 + s) % 2][2 * t + i % 2], a, pairs[2 * s], pairs[2 * s + 1]);
+          }
+        }
+      }
+    }
   }
 #pragma unroll
-  for (int n = 0; n < 2; ++n) {
+  for (int n = 0; n < C::kKeys / 8; ++n) {
 #pragma unroll
     for (int c = 0; c < 4; ++c) scores[n][c] = sums[0][n][c] + sums[1][n][c];
   }
 }
 
-/// out[16 pairs][head_dim] += P V.
-template <int kPanels>
-__device__ void multiply_values(const uint32_t (&weights)[4], uint32_t values, int lane,
-                                float (&out)[kPanels * 8][4]) {
-  const uint32_t row = lane % 16;
-  const uint32_t half = lane / 16;
+/// Multiplies scores, or weights, of keys by a factor and by the scales that a slice of bytes has:
+/// [n][c] is of key 8 n + lane % 4 * 2 + c % 2.
+template <class S>
+__device__ void multiply_scales(uint32_t slice, int lane, float factor,
+                                float (&x)[S::kKeys / 8][4]) {
 #pragma unroll
-  for (int n = 0; n < kPanels * 4; ++n) {
-    uint32_t b[4];
-    ldmatrix_trans(b, values + n / 4 * kSliceBytes + swizzle(row, n % 4 * 2 + half));
-    mma(out[2 * n], weights, b[0], b[1]);
-    mma(out[2 * n + 1], weights, b[2], b[3]);
+  for (int n = 0; n < S::kKeys / 8; ++n) {
+    float by[2] = {factor, factor};
+    if constexpr (S::kScaleBytes == 2) {
+      const uint32_t word = read_shared(slice + S::kScales + (n * 8 + lane % 4 * 2) * 2);
+      by[0] *= __uint_as_float(word << 16);
+      by[1] *= __uint_as_float(word & 0xffff0000);
+    }
+#pragma unroll
+    for (int c = 0; c < 4; ++c) x[n][c] *= by[c % 2];
   }
 }
 
-/// Zeroes the rows of a slice of values that hold none: 0 times what stands there need not be 0.
-template <int kPanels>
+/// out[16 pairs][row_dim] += P V, in Softmax's order of columns.
+template <class C>
+__device__ void multiply_values(const float (&weights)[C::kKeys / 8][4], uint32_t values, int lane,
+                                float (&out)[C::kRowDim / 8][4]) {
+  using S = typename C::Value;
+  constexpr int kPairs = kHalfWord<S::kElement>;
+  const uint32_t row = lane % 16;
+  const uint32_t half = lane / 16;
+#pragma unroll
+  for (int t = 0; t < C::kKeys / 16; ++t) {
+    const auto& low_keys = weights[2 * t];
+    const auto& high_keys = weights[2 * t + 1];
+    const uint32_t a[4] = {pack_bf16(low_keys[0], low_keys[1]), pack_bf16(low_keys[2], low_keys[3]),
+                           pack_bf16(high_keys[0], high_keys[1]),
+                           pack_bf16(high_keys[2], high_keys[3])};
+#pragma unroll
+    for (int c = 0; c < S::kTokenBytes / 16; c += 2) {
+      uint32_t words[4];  // [chunk][keys 0 to 7, or 8 to 15]
+      ldmatrix_trans(words, values + S::at(t * 16 + row, c + half));
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        uint32_t low[kPairs];
+        uint32_t high[kPairs];
+        widen<S::kElement>(words[2 * h], low);
+        widen<S::kElement>(words[2 * h + 1], high);
+        if constexpr (S::kElement == KvElement::kInt4) {
+          const int group = (c + h) * 32 / static_cast<int>(kInt4Group);
+          const auto scale = [&](int first_key, uint32_t (&pairs)[kPairs]) {
+            const uint32_t at = values + S::kScales +
+                                (t * 16 + first_key + lane % 4 * 2) * S::kScaleBytes + group * 4;
+            const uint32_t even = read_shared(at);
+            const uint32_t odd = read_shared(at + S::kScaleBytes);
+#pragma unroll
+            for (uint32_t& pair : pairs) {
+              pair = scaled(pair, as_bf16x2(__byte_perm(even, odd, 0x5410)),
+                            as_bf16x2(__byte_perm(even, odd, 0x7632)));
+            }
+          };
+          scale(0, low);
+          scale(8, high);
+        }
+#pragma unroll
+        for (int i = 0; i < kPairs; ++i) mma(out[(c + h) * kPairs + i], a, low[i], high[i]);
+      }
+    }
+  }
+}
+
+/// Zeroes what stands for the values of rows from `first` on, which hold none: 0 times it need not
+/// be 0. Of quantised rows the scales will do, for every code is a number.
+template <class S>
 __device__ void zero_rows(uint32_t values, int first, int lane) {
-  for (int i = lane; i < kPanels * kSlice * 8; i += 32) {
-    const uint32_t address = values + i * 16;
-    if (i / 8 % kSlice >= first) {
-      asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(0) : "memory");
+  if constexpr (S::kNative) {
+    for (int i = lane; i < S::kScales / 16; i += 32) {
+      const uint32_t address = values + i * 16;
+      if (i * 16 % S::kPanelBytes / S::kRowBytes >= first) {
+        asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(0) : "memory");
+      }
+    }
+  } else {
+    for (int i = first * S::kScaleBytes / 2 + lane; i < S::kKeys * S::kScaleBytes / 2; i += 32) {
+      asm volatile("st.shared.u16 [%0], %1;" ::"r"(values + S::kScales + i * 2), "h"(uint16_t{0})
+                   : "memory");
     }
   }
 #if __CUDA_ARCH__ >= 900

@@ -1,5 +1,6 @@
 #include <type_traits>
 
+#include "backend/cuda/kv_quantize.cuh"
 #include "backend/cuda/overlap.cuh"
 #include "backend/cuda/rotate_append.h"
 #include "backend/cuda/vector.cuh"
@@ -9,6 +10,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kChunk = 8;  // elements of 16 bytes of bfloat16, the unit of a write
+constexpr int kGroupChunks = kInt4Group / kChunk;
 
 /// How a launch is laid out: what RotateAppendArgs says, but for the type of qkv.
 struct Task {
@@ -24,6 +26,7 @@ struct Task {
   float norm_eps;
   const float* q_factor;
 
+  __device__ bool has_int4() const { return kv.value.element == KvElement::kInt4; }
   __device__ bool has_norm() const { return q_norm != nullptr || k_norm != nullptr; }
   /// The block of a position; its length is a power of two.
   __device__ int64_t block_at(const SeqView& seq, int64_t position) const {
@@ -43,6 +46,9 @@ struct Head {
         is_q(i < task.num_heads),
         is_v(i >= task.num_heads + task.kv.num_kv_heads),
         kv_head(i - task.num_heads - (is_v ? task.kv.num_kv_heads : 0)) {}
+  __device__ const KvTile& tile(const Task& task) const {
+    return is_v ? task.kv.value : task.kv.key;
+  }
   __device__ const float* norm(const Task& task) const {
     return is_v ? nullptr : is_q ? task.q_norm : task.k_norm;
   }
@@ -66,22 +72,63 @@ struct Target {
     q_rotated = seq.rotated;
   }
 
-  /// Writes a chunk of a head: the first `count` of it to q, all of it to a panel, where it may be
-  /// padding.
+  /// Writes the first `count` elements of a chunk of a query.
   template <bool kAligned>
-  __device__ void store(const Task& task, const Head& head, int chunk, int count, Eight y) const {
-    const KvLayout& kv = task.kv;
-    if (head.is_q) {
-      if (count <= 0) return;
+  __device__ void store_q(const Task& task, const Head& head, int chunk, int count, Eight y) const {
+    if (count <= 0) return;
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i) y.x[i] *= q_factor;
-      store_part<kAligned>(y, q_row + int64_t{head.index} * kv.head_dim + chunk * kChunk, count);
-    } else if (chunk * kChunk < kv.panels_per_token * kPanelCols) {
-      char* tile = kv.key_tile(block, task.layer, head.kv_head) + (head.is_v ? kv.tile_bytes : 0);
-      *reinterpret_cast<uint4*>(tile + kv.chunk_offset(token, chunk)) = to_bf16(y);
+    for (int i = 0; i < kChunk; ++i) y.x[i] *= q_factor;
+    store_part<kAligned>(y, q_row + int64_t{head.index} * task.kv.head_dim + chunk * kChunk, count);
+  }
+
+  /// Writes a chunk of a key or value, which may be padding, as elements of the cache. What is
+  /// beyond a row is left alone.
+  template <bool kQuantized>
+  __device__ void store_kv(const Task& task, const Head& head, int chunk, const Eight& y,
+                           const KvScale& by) const {
+    if (chunk * kChunk >= task.kv.row_dim) return;
+    const KvTile& tile = head.tile(task);
+    char* to = task.kv.key_tile(block, task.layer, head.kv_head) + tile.offset;
+    if constexpr (!kQuantized) {
+      *reinterpret_cast<uint4*>(to + tile.chunk_offset(token, chunk)) = to_bf16(y);
+    } else if (tile.element == KvElement::kInt4) {
+      to += tile.chunk_offset(token, chunk / 4);
+      reinterpret_cast<uint32_t*>(to)[chunk % 4] = quantize8<KvElement::kInt4>(y, by).x;
+    } else {
+      to += tile.chunk_offset(token, chunk / 2);
+      reinterpret_cast<uint2*>(to)[chunk % 2] = tile.element == KvElement::kInt8
+                                                    ? quantize8<KvElement::kInt8>(y, by)
+                                                    : quantize8<KvElement::kFp8>(y, by);
+    }
+  }
+
+  /// Writes the scale that chunk `chunk` of a head is quantised by, if the chunk is the first with
+  /// it.
+  __device__ void store_scale(const Task& task, const Head& head, int chunk,
+                              const KvScale& by) const {
+    if (chunk * kChunk >= task.kv.row_dim) return;
+    const KvTile& tile = head.tile(task);
+    char* to =
+        task.kv.key_tile(block, task.layer, head.kv_head) + tile.scales + token * tile.scale_bytes;
+    const uint32_t scale = __float_as_uint(by.scale) >> 16;
+    if (tile.element != KvElement::kInt4) {
+      if (chunk == 0) *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(scale);
+    } else if (chunk % kGroupChunks == 0) {
+      reinterpret_cast<uint32_t*>(to)[chunk / kGroupChunks] =
+          scale | (__float_as_uint(by.zero) & 0xffff0000);
     }
   }
 };
+
+/// What a chunk is quantised by, of a head that kLanes lanes share. `own`: of the thread's part of
+/// the head; `group`: of its part of the chunk's group in int4. For all lanes to call.
+template <int kLanes>
+__device__ KvScale scale_of(const Task& task, const Head& head, KvRange own, KvRange group) {
+  const KvElement element = head.tile(task).element;
+  own.merge_magnitudes<kLanes>();
+  if (task.has_int4()) group.merge_all<kGroupChunks>();
+  return (element == KvElement::kInt4 ? group : own).of(element);
+}
 
 __device__ float sum_of_squares(const Eight& v) {
   float sum = 0.0f;
@@ -97,7 +144,7 @@ __device__ float norm_scale(const Task& task, float squares) {
 /// A row whose heads and rotated halves are whole chunks. A thread takes two chunks of a head: the
 /// two that turn by the same angles, or two that pass through; groups of kLanes threads share out
 /// the heads, so that the angles are read once.
-template <int kLanes, class T>
+template <int kLanes, bool kQuantized, class T>
 __device__ void append_aligned(const Task& task, const T* __restrict__ row, int32_t t,
                                const Target& target) {
   const int head_dim = task.kv.head_dim;
@@ -140,7 +187,6 @@ __device__ void append_aligned(const Task& task, const T* __restrict__ row, int3
         }
       }
     }
-    if (head.index >= heads) continue;
     if (!head.is_v) {
       const float scale = head.is_q && turns ? target.q_rotated : 1.0f;
 #pragma unroll
@@ -150,13 +196,35 @@ __device__ void append_aligned(const Task& task, const T* __restrict__ row, int3
         b.x[i] = (b.x[i] * angle[i].x + first * angle[i].y) * scale;
       }
     }
-    target.store<true>(task, head, chunk_a, has_a ? kChunk : 0, a);
-    target.store<true>(task, head, chunk_b, has_b ? kChunk : 0, b);
+    KvScale by_a{};
+    KvScale by_b{};
+    if constexpr (kQuantized) {  // every lane, for the shuffles
+      KvRange range_a;
+      KvRange range_b;
+      if (has_a) range_a.add(a);
+      if (has_b) range_b.add(b);
+      KvRange both = range_a;
+      both.magnitude = max(both.magnitude, range_b.magnitude);
+      by_a = scale_of<kLanes>(task, head, both, range_a);
+      by_b = scale_of<kLanes>(task, head, both, range_b);
+    }
+    if (head.index >= heads) continue;
+    if (head.is_q) {
+      target.store_q<true>(task, head, chunk_a, has_a ? kChunk : 0, a);
+      target.store_q<true>(task, head, chunk_b, has_b ? kChunk : 0, b);
+      continue;
+    }
+    target.store_kv<kQuantized>(task, head, chunk_a, a, by_a);
+    target.store_kv<kQuantized>(task, head, chunk_b, b, by_b);
+    if constexpr (kQuantized) {
+      target.store_scale(task, head, chunk_a, by_a);
+      target.store_scale(task, head, chunk_b, by_b);
+    }
   }
 }
 
 /// Any row. A thread takes one chunk of a head and reads each element's partner as well.
-template <int kLanes, class T>
+template <int kLanes, bool kQuantized, class T>
 __device__ void append_any(const Task& task, const T* __restrict__ row, int32_t t,
                            const Target& target) {
   const int head_dim = task.kv.head_dim;
@@ -174,7 +242,6 @@ __device__ void append_any(const Task& task, const T* __restrict__ row, int32_t 
     const float* norm = head.norm(task);
     float scale = 1.0f;
     if (task.has_norm()) scale = norm_scale(task, sum_lanes<kLanes>(sum_of_squares(y)));
-    if (head.index >= heads) continue;
     const auto normed = [&](float value, int d) { return norm ? value * scale * norm[d] : value; };
     for (int i = 0; i < count && !head.is_v; ++i) {
       const int d = chunk * kChunk + i;
@@ -186,7 +253,19 @@ __device__ void append_any(const Task& task, const T* __restrict__ row, int32_t 
       y.x[i] = y.x[i] * angle.x + (d < pairs ? -other : other) * angle.y;
       if (head.is_q) y.x[i] *= target.q_rotated;
     }
-    target.store<false>(task, head, chunk, count, y);
+    KvScale by{};
+    if constexpr (kQuantized) {  // every lane, for the shuffles
+      KvRange range;
+      if (count > 0) range.add(y);
+      by = scale_of<kLanes>(task, head, range, range);
+    }
+    if (head.index >= heads) continue;
+    if (head.is_q) {
+      target.store_q<false>(task, head, chunk, count, y);
+      continue;
+    }
+    target.store_kv<kQuantized>(task, head, chunk, y, by);
+    if constexpr (kQuantized) target.store_scale(task, head, chunk, by);
   }
 }
 
@@ -199,16 +278,17 @@ __device__ void clear_rest(const Task& task, const SeqView& seq, int kv_head) {
   const int64_t block = task.block_at(seq, last);
   const int token = static_cast<int>(last & (kv.block_len - 1));
   const int rest = kPanelTokens - 1 - token % kPanelTokens;
-  const int chunks = kv.panels_per_token * (kPanelCols / kChunk);
-  char* tile = kv.key_tile(block, task.layer, kv_head) + kv.tile_bytes;
+  const int chunks = kv.row_dim / kChunk;
+  char* tile = kv.key_tile(block, task.layer, kv_head) + kv.value.offset;
   for (int i = static_cast<int>(threadIdx.x); i < rest * chunks; i += kThreads) {
-    const int64_t offset = kv.chunk_offset(token + 1 + i / chunks, i % chunks);
+    const int64_t offset = kv.value.chunk_offset(token + 1 + i / chunks, i % chunks);
     *reinterpret_cast<uint4*>(tile + offset) = uint4{};
   }
 }
 
-/// Blocks: one to each row, then one to each sequence and KV head. kLanes: threads to a head.
-template <bool kAligned, int kLanes, class T>
+/// Blocks: one to each row, then, of a cache in bfloat16, one to each sequence and KV head. kLanes:
+/// threads to a head.
+template <bool kAligned, int kLanes, bool kQuantized, class T>
 __global__ void __launch_bounds__(kThreads) rotate_append_kernel(Task task, const T* qkv) {
   let_next_kernel_start();
   wait_for_previous_kernel();
@@ -218,9 +298,9 @@ __global__ void __launch_bounds__(kThreads) rotate_append_kernel(Task task, cons
     if (seq < 0) return;
     const T* row = qkv + index * task.qkv_stride;
     if constexpr (kAligned) {
-      append_aligned<kLanes>(task, row, index, Target(task, index, seq));
+      append_aligned<kLanes, kQuantized>(task, row, index, Target(task, index, seq));
     } else {
-      append_any<kLanes>(task, row, index, Target(task, index, seq));
+      append_any<kLanes, kQuantized>(task, row, index, Target(task, index, seq));
     }
   } else {
     const int32_t i = index - task.plan.num_tokens;
@@ -235,27 +315,33 @@ void rotate_append(const RotateAppendArgs& args, cudaStream_t stream) {
   const Task task{args.plan,   args.kv,       args.layer,     args.qkv.stride,
                   args.q_out,  args.q_stride, args.num_heads, args.q_norm,
                   args.k_norm, args.norm_eps, args.q_factor};
-  const bool aligned = args.kv.head_dim % kChunk == 0 && args.plan.rotary_pairs % kChunk == 0 &&
-                       has_whole_eights(args.qkv) && args.q_stride % kChunk == 0 &&
+  const KvLayout& kv = args.kv;
+  const bool quantised = kv.key.element != KvElement::kNative;
+  // A group of int4 is a group of lanes where all dims rotate, in halves that are whole groups.
+  const bool grouped =
+      kv.value.element != KvElement::kInt4 ||
+      (2 * args.plan.rotary_pairs == kv.head_dim && args.plan.rotary_pairs % kInt4Group == 0);
+  const bool aligned = kv.head_dim % kChunk == 0 && args.plan.rotary_pairs % kChunk == 0 &&
+                       grouped && has_whole_eights(args.qkv) && args.q_stride % kChunk == 0 &&
                        reinterpret_cast<uintptr_t>(args.q_out) % 16 == 0;
-  const auto blocks =
-      static_cast<unsigned>(args.plan.num_tokens + args.plan.num_seqs * args.kv.num_kv_heads);
+  const auto blocks = static_cast<unsigned>(args.plan.num_tokens +
+                                            (quantised ? 0 : args.plan.num_seqs * kv.num_kv_heads));
   with_type(args.qkv.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const auto launch = [&](auto lanes) {  // of 8 elements each, or 16 where aligned
-      const auto kernel = aligned ? rotate_append_kernel<true, lanes.value / 2, T>
-                                  : rotate_append_kernel<false, lanes.value, T>;
+    const auto launch = [&](auto lanes, auto is_quantized) {  // of 8 elements, 16 where aligned
+      constexpr int kLanes = lanes.value;
+      constexpr bool kQuantized = is_quantized.value;
+      const auto kernel = aligned ? rotate_append_kernel<true, kLanes / 2, kQuantized, T>
+                                  : rotate_append_kernel<false, kLanes, kQuantized, T>;
       launch_overlapped(kernel, blocks, kThreads, 0, stream, task,
                         static_cast<const T*>(args.qkv.data));
     };
-    switch (args.kv.panels_per_token) {
-      case 1:
-        return launch(std::integral_constant<int, 8>{});
-      case 2:
-        return launch(std::integral_constant<int, 16>{});
-      default:
-        return launch(std::integral_constant<int, 32>{});
-    }
+    const auto choose = [&](auto is_quantized) {
+      if (kv.row_dim <= 64) return launch(std::integral_constant<int, 8>{}, is_quantized);
+      if (kv.row_dim <= 128) return launch(std::integral_constant<int, 16>{}, is_quantized);
+      return launch(std::integral_constant<int, 32>{}, is_quantized);
+    };
+    quantised ? choose(std::true_type{}) : choose(std::false_type{});
   });
 }
 

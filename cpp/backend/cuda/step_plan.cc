@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <numbers>
+#include <numeric>
 
 #include "backend/cuda/angles.h"
 #include "backend/cuda/attention_prefill_mma.h"
@@ -16,16 +17,23 @@ namespace {
 /// Rows up to which a sequence goes to the decode kernel: its keys are then read once per
 /// kDecodePairs (row, head) pairs, which is less work than a prefill tile that is mostly empty.
 constexpr int64_t kDecodeRows = 16;
-constexpr int64_t kMaxBlockLen = 256;
 constexpr int kSlots = 3;  // of the upload ring: two steps may be under way
 constexpr int64_t kAlignment = 256;
 
 int64_t round_up(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 DecodeSizes decode_sizes(const StepLimits& limits, const AttentionShape& shape) {
-  return max_decode_sizes(limits.max_seqs, kDecodeRows, limits.max_blocks_per_seq * kMaxBlockLen,
-                          shape.num_heads, shape.num_kv_heads);
+  return max_decode_sizes(limits.max_seqs, kDecodeRows, limits.max_keys(), shape.num_heads,
+                          shape.num_kv_heads);
 }
+
+int64_t workspace_panels_of(const StepLimits& limits, const AttentionShape& shape) {
+  if (limits.kv_format == KvFormat::kNative) return 0;
+  return workspace_panels(limits.max_keys(), limits.max_seqs, shape.num_kv_heads);
+}
+
+/// A block of one panel of one head, as the workspace of prefills has them.
+KvShape panel_shape(const AttentionShape& shape) { return {1, 1, shape.head_dim, kPanelTokens}; }
 
 /// Arrays that go to the device in one copy, put one after another into a slot of a ring.
 class Packer {
@@ -47,6 +55,39 @@ class Packer {
   int64_t used_ = 0;
 };
 
+/// A PlannedPass whose arrays are at offsets in a slot of the ring.
+struct PackedPass {
+  PrefillPass pass;
+  int64_t seqs = 0;
+  int64_t tiles = 0;
+  size_t num_tiles = 0;
+  int64_t first = 0;
+  int32_t num_clusters = 0;
+};
+
+PackedPass pack_pass(const PrefillPass& pass, std::span<const PrefillSeq> seqs,
+                     const AttentionShape& shape, bool uses_sm90, int32_t num_sms, Packer& packer) {
+  const auto kv_heads = pass.num_kv_heads;
+  const auto heads = static_cast<int32_t>(shape.num_heads / shape.num_kv_heads) * kv_heads;
+  PackedPass packed;
+  packed.pass = pass;
+  std::vector<int32_t> indices;
+  for (const PrefillSeq& seq : seqs) indices.push_back(seq.seq);
+  packed.seqs = packer.add(std::span<const int32_t>(indices));
+  PrefillSchedule schedule;
+  if (uses_sm90) {
+    schedule =
+        schedule_prefill_sm90(seqs, heads, kv_heads, static_cast<int32_t>(shape.head_dim), num_sms);
+    packed.first = packer.add(std::span<const int32_t>(schedule.first));
+    packed.num_clusters = static_cast<int32_t>(schedule.first.size()) - 1;
+  } else {
+    append_prefill_tiles(seqs, heads, &schedule.tiles);
+  }
+  packed.tiles = packer.add(std::span<const PrefillTile>(schedule.tiles));
+  packed.num_tiles = schedule.tiles.size();
+  return packed;
+}
+
 }  // namespace
 
 CudaStepPlan::Memory::Memory(char* base, const StepLimits& limits, const AttentionShape& shape) {
@@ -60,6 +101,9 @@ CudaStepPlan::Memory::Memory(char* base, const StepLimits& limits, const Attenti
   take(cos_sin, limits.max_tokens * shape.head_dim);
   take(partial_out, rows * shape.head_dim);
   take(partial_lse, rows);
+  const int64_t panel_count = workspace_panels_of(limits, shape);
+  take(panels, panel_count * KvLayout::of(panel_shape(shape)).block_bytes);
+  take(identity, panel_count);
 }
 
 int64_t CudaStepPlan::upload_bytes(const StepLimits& limits, const AttentionShape& shape,
@@ -74,12 +118,14 @@ int64_t CudaStepPlan::upload_bytes(const StepLimits& limits, const AttentionShap
   const auto size = [](int64_t count, size_t element) {
     return round_up(count * static_cast<int64_t>(element));
   };
-  return size(limits.max_seqs, sizeof(SeqView)) +
+  // Passes go sequence by sequence at the most.
+  const int64_t passes = limits.kv_format == KvFormat::kNative ? 1 : limits.max_seqs;
+  return 2 * size(limits.max_seqs, sizeof(SeqView)) + size(limits.max_seqs, sizeof(int32_t)) +
          size(limits.max_seqs * limits.max_blocks_per_seq, sizeof(int32_t)) +
          2 * size(limits.max_tokens, sizeof(int32_t)) +  // ids, and factors of queries
          size(limits.max_seqs * shape.head_dim / 2, sizeof(double)) +
-         size(tiles, sizeof(PrefillTile)) +
-         size(prefill_clusters_sm90(facts.num_sms) + 1, sizeof(int32_t)) +
+         size(tiles, sizeof(PrefillTile)) + 2 * passes * kAlignment +  // each pass begins aligned
+         passes * size(prefill_clusters_sm90(facts.num_sms) + 1, sizeof(int32_t)) +
          size(decode.spans, sizeof(DecodeSpan)) + size(decode.merges, sizeof(DecodeMerge)) +
          size(1, sizeof(DecodeCounts));
 }
@@ -90,12 +136,22 @@ CudaStepPlan::CudaStepPlan(const StepLimits& limits, const AttentionShape& shape
       shape_(shape),
       facts_(facts),
       uses_sm90_(facts.is_hopper() && (shape.head_dim == 64 || shape.head_dim == 128)),
+      workspace_panels_(workspace_panels_of(limits, shape)),
       buffer_(allocate_device(Memory(nullptr, limits, shape).bytes)),
       memory_(buffer_.as<char>(), limits, shape),
       ring_(upload_bytes(limits, shape, facts), kSlots) {
-  check_cuda(plan_decode(static_cast<int32_t>(shape.head_dim), &decode_launch_), "planning decode");
+  const KvLayout kv =
+      KvLayout::of({1, shape.num_kv_heads, shape.head_dim, limits.block_len, limits.kv_format});
+  check_cuda(plan_decode(kv, &decode_launch_), "planning decode");
   const auto prepare = uses_sm90_ ? prepare_prefill_sm90 : prepare_prefill_mma;
   check_cuda(prepare(static_cast<int32_t>(shape.head_dim)), "preparing prefill");
+  std::vector<int32_t> identity(static_cast<size_t>(workspace_panels_));
+  std::iota(identity.begin(), identity.end(), 0);
+  check_cuda(cudaMemcpy(memory_.identity, identity.data(), identity.size() * sizeof(int32_t),
+                        cudaMemcpyHostToDevice),
+             "filling the workspace of prefills");
+  workspace_.panels = memory_.panels;
+  workspace_.identity = memory_.identity;
 }
 
 int64_t CudaStepPlan::bytes(const StepLimits& limits, const AttentionShape& shape,
@@ -163,7 +219,6 @@ void CudaStepPlan::plan(const StepInput& input, cudaStream_t stream) {
   plan_query_factors(input);
   const auto heads = static_cast<int32_t>(shape_.num_heads);
   const auto kv_heads = static_cast<int32_t>(shape_.num_kv_heads);
-  has_prefill_ = !prefill_seqs_.empty();
   has_decode_ = !decode_seqs_.empty();
 
   Packer packer(ring_.begin());
@@ -172,16 +227,23 @@ void CudaStepPlan::plan(const StepInput& input, cudaStream_t stream) {
   const int64_t ids = packer.add(std::span<const int32_t>(input.token_ids));
   const int64_t freqs = packer.add(std::span<const double>(inv_freq_));
   const int64_t factors = packer.add(std::span<const float>(query_factors_));
-  PrefillSchedule schedule;
-  int64_t first = 0;
-  if (has_prefill_ && uses_sm90_) {
-    schedule = schedule_prefill_sm90(prefill_seqs_, heads, kv_heads,
-                                     static_cast<int32_t>(shape_.head_dim), facts_.num_sms);
-    first = packer.add(std::span<const int32_t>(schedule.first));
-  } else if (has_prefill_) {
-    append_prefill_tiles(prefill_seqs_, heads, &schedule.tiles);
+  const std::vector<PrefillPass> passes =
+      plan_prefill_passes(prefill_seqs_, kv_heads, workspace_panels_);
+  std::vector<PackedPass> packed_passes;
+  std::vector<SeqView> staged(seqs_);
+  for (const PrefillPass& pass : passes) {
+    const auto seqs_of_pass =
+        std::span<const PrefillSeq>(prefill_seqs_)
+            .subspan(static_cast<size_t>(pass.first_seq), static_cast<size_t>(pass.num_seqs));
+    packed_passes.push_back(
+        pack_pass(pass, seqs_of_pass, shape_, uses_sm90_, facts_.num_sms, packer));
+    int64_t panel = 0;
+    for (const PrefillSeq& seq : seqs_of_pass) {
+      staged[static_cast<size_t>(seq.seq)].table = panel;
+      panel += panels_of(seq.first_position + seq.num_rows);
+    }
   }
-  const int64_t tiles = packer.add(std::span<const PrefillTile>(schedule.tiles));
+  const int64_t staged_seqs = packer.add(std::span<const SeqView>(staged));
   const DecodeSpans decode(decode_seqs_, heads, kv_heads);
   const int64_t spans = packer.add(std::span<const DecodeSpan>(decode.spans()));
   const int64_t merges = packer.add(std::span<const DecodeMerge>(decode.merges()));
@@ -203,12 +265,17 @@ void CudaStepPlan::plan(const StepInput& input, cudaStream_t stream) {
   view_.cos_sin = memory_.cos_sin;
   view_.num_seqs = static_cast<int32_t>(seqs_.size());
   view_.num_tokens = static_cast<int32_t>(input.num_tokens());
-  const PrefillTile* device_tiles = nullptr;
-  at(device_tiles, tiles);
-  tiles_ = {device_tiles, schedule.tiles.size()};
-  prefill_sm90_.tiles = device_tiles;
-  at(prefill_sm90_.first, first);
-  prefill_sm90_.num_clusters = static_cast<int32_t>(schedule.first.size()) - 1;
+  prefills_.clear();
+  for (const PackedPass& packed : packed_passes) {
+    PlannedPass& planned = prefills_.emplace_back();
+    planned.pass = packed.pass;
+    at(planned.sm90.tiles, packed.tiles);
+    at(planned.sm90.first, packed.first);
+    planned.sm90.num_clusters = packed.num_clusters;
+    planned.tiles = {planned.sm90.tiles, packed.num_tiles};
+    at(planned.seqs, packed.seqs);
+  }
+  at(workspace_.seqs, staged_seqs);
   at(decode_.spans, spans);
   at(decode_.merges, merges);
   at(decode_.counts, count);

@@ -12,8 +12,24 @@
 #include "backend/cuda/device_facts.h"
 #include "backend/cuda/device_memory.h"
 #include "backend/cuda/plan_view.h"
+#include "backend/cuda/prefill_passes.h"
 
 namespace longspan::cuda {
+
+/// A PrefillPass, its work for the one kernel or the other in device memory.
+struct PlannedPass {
+  PrefillPass pass;
+  PrefillWorkSm90 sm90;
+  std::span<const PrefillTile> tiles;
+  const int32_t* seqs = nullptr;  ///< [pass.num_seqs], indices in PlanView::seqs
+};
+
+/// Where passes over a quantised cache put its keys and values in bfloat16.
+struct PrefillWorkspace {
+  char* panels = nullptr;             ///< [panels]{K panel, V panel}, as blocks of kNative
+  const int32_t* identity = nullptr;  ///< [panels], 0, 1, ...: every block table in one
+  const SeqView* seqs = nullptr;      ///< [num_seqs], with the tables that each has in its pass
+};
 
 /// What the CUDA ops read in every layer of a step. The host works out the lists and sends them in
 /// one copy; the device adds cos and sin. All memory is taken at construction.
@@ -35,10 +51,10 @@ class CudaStepPlan final : public StepPlan {
   int64_t num_tokens() const { return view_.num_tokens; }
   /// Whether the prefill kernel of Hopper takes this step's prefills.
   bool uses_sm90() const { return uses_sm90_; }
-  /// The prefills, for the one kernel or the other.
-  const PrefillWorkSm90& prefill_sm90() const { return prefill_sm90_; }
-  std::span<const PrefillTile> tiles() const { return tiles_; }  // device memory
-  bool has_prefill() const { return has_prefill_; }
+  /// The prefills; of a cache in bfloat16 one pass at most, over all KV heads.
+  std::span<const PlannedPass> prefills() const { return prefills_; }
+  /// Of a quantised cache.
+  const PrefillWorkspace& workspace() const { return workspace_; }
   const DecodeWork& decode() const { return decode_; }
   const DecodeLaunch& decode_launch() const { return decode_launch_; }
   bool has_decode() const { return has_decode_; }
@@ -52,6 +68,8 @@ class CudaStepPlan final : public StepPlan {
     float* cos_sin = nullptr;      // [max_tokens][head_dim / 2]{cos, sin}
     float* partial_out = nullptr;  // [partial rows][head_dim]
     float* partial_lse = nullptr;  // [partial rows]
+    char* panels = nullptr;        // PrefillWorkspace::panels
+    int32_t* identity = nullptr;   // PrefillWorkspace::identity
     int64_t bytes = 0;
   };
   static int64_t upload_bytes(const StepLimits& limits, const AttentionShape& shape,
@@ -65,6 +83,7 @@ class CudaStepPlan final : public StepPlan {
   const AttentionShape shape_;
   const DeviceFacts facts_;
   const bool uses_sm90_;
+  const int64_t workspace_panels_;  // 0: the cache is in bfloat16
   Buffer buffer_;
   const Memory memory_;
   UploadRing ring_;
@@ -80,10 +99,9 @@ class CudaStepPlan final : public StepPlan {
 
   PlanView view_;
   const float* query_factor_ = nullptr;
-  PrefillWorkSm90 prefill_sm90_;
-  std::span<const PrefillTile> tiles_;
+  std::vector<PlannedPass> prefills_;
+  PrefillWorkspace workspace_;
   DecodeWork decode_;
-  bool has_prefill_ = false;
   bool has_decode_ = false;
 };
 

@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "backend/cuda/decode_spans.h"
+#include "backend/cuda/prefill_passes.h"
 #include "backend/cuda/prefill_tiles.h"
 
 namespace longspan::cuda {
@@ -160,6 +161,48 @@ TEST(PrefillTiles, CoverEveryRowOfEveryHeadOnceMostKeysFirst) {
     before = keys;
   }
   EXPECT_EQ(seen.size(), 6 * (8 + 1 + 1 + 2));
+}
+
+TEST(PrefillPasses, TakeEverySequenceOnceWithinTheWorkspace) {
+  for (const int32_t kv_heads : {1, 3, 8, 12}) {
+    for (uint32_t seed = 0; seed < 20; ++seed) {
+      std::vector<PrefillSeq> seqs;
+      int64_t longest = 0;
+      for (const DecodeSeq& seq : random_seqs(seed, 9000, 300000)) {
+        seqs.push_back({seq.seq, seq.num_rows, seq.num_keys - seq.num_rows});
+        longest = std::max(longest, seq.num_keys);
+      }
+      const auto count = static_cast<int64_t>(seqs.size());
+      const int64_t capacity = workspace_panels(longest, count, kv_heads);
+      EXPECT_GE(capacity, (longest + 63) / 64);
+      int32_t next = 0;
+      for (const PrefillPass& pass : plan_prefill_passes(seqs, kv_heads, capacity)) {
+        EXPECT_EQ(pass.first_seq, next);
+        EXPECT_GT(pass.num_seqs, 0);
+        int64_t panels = 0;
+        for (int32_t i = 0; i < pass.num_seqs; ++i, ++next) {
+          const PrefillSeq& seq = seqs[static_cast<size_t>(next)];
+          panels += (seq.first_position + seq.num_rows + 63) / 64;
+        }
+        EXPECT_EQ(pass.num_panels, panels);
+        EXPECT_EQ(kv_heads % pass.num_kv_heads, 0);
+        EXPECT_LE(panels * pass.num_kv_heads, capacity);
+        for (int32_t more = pass.num_kv_heads + 1; more <= kv_heads; ++more) {
+          EXPECT_TRUE(kv_heads % more != 0 || panels * more > capacity) << more << " would fit";
+        }
+      }
+      EXPECT_EQ(next, count);
+    }
+  }
+}
+
+TEST(PrefillPasses, ReadACacheInBfloat16InOne) {
+  const std::vector<PrefillSeq> seqs{{0, 1000, 500}, {2, 17, 0}};
+  const std::vector<PrefillPass> passes = plan_prefill_passes(seqs, 8, 0);
+  ASSERT_EQ(passes.size(), 1);
+  EXPECT_EQ(passes[0].num_seqs, 2);
+  EXPECT_EQ(passes[0].num_kv_heads, 8);
+  EXPECT_TRUE(plan_prefill_passes({}, 8, 0).empty());
 }
 
 }  // namespace

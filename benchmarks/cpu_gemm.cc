@@ -174,12 +174,12 @@ void measure(const InstructionSet& set, DType dtype) {
     };
     std::printf("  K %4ld N %5ld:", k, n);
     if (n > 9999) {  // a head: no logits are kept of many rows
-      const Buffer workspace = allocate_host(nll_workspace_bytes(1));
+      const Buffer workspace = allocate_host(score_workspace_bytes(1));
       const std::vector<int32_t> targets(512, 7);
-      std::vector<double> nll(512);
+      std::vector<PartialScore> scores(512);
       const double seconds = least_seconds(5, [&] {
-        negative_log_likelihood(kernels, pool, {x.data(), dtype, 512, k, k}, *weights[0], targets,
-                                workspace.as<float>(), nll);
+        score(kernels, pool, {x.data(), dtype, 512, k, k}, *weights[0], 0, targets,
+              workspace.as<float>(), scores);
       });
       std::printf("  NLL of 512 rows %.0f GFLOP/s",
                   2.0 * 512 * static_cast<double>(n * k) / seconds / 1e9);

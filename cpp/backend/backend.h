@@ -7,11 +7,13 @@
 #include <string>
 
 #include "backend/kv_cache.h"
+#include "backend/partial_score.h"
 #include "backend/sampler.h"
 #include "backend/step.h"
 #include "core/matrix.h"
 #include "core/memory.h"
 #include "longspan/logprob.h"
+#include "parallel/communicator.h"
 
 namespace longspan {
 
@@ -43,6 +45,7 @@ struct DeviceTraits {
   int64_t logit_rows = 0;         ///< rows of logits at once
   double flops_per_second = 0.0;  ///< first guess at the rate of a prefill
   double step_seconds = 1.0;      ///< how long a step may take
+  bool shares_memory = false;     ///< the ranks of a process all take from the same
   bool deterministic = false;     ///< results never depend on company or chunks, bit for bit
   /// Memory that the driver, the code of kernels and libraries take beside what a plan lists.
   int64_t overhead_bytes = 0;
@@ -78,6 +81,11 @@ class Backend : public BackendSizes {
   /// Memory that could be had now, of which DeviceTraits::overhead_bytes are not the engine's.
   virtual int64_t free_bytes() const = 0;
 
+  /// Lets the ranks of a group combine the matrices of their backends. host: this rank's end of
+  /// the group, over host memory. All ranks call it at the same time. Throws ParallelError, or
+  /// BackendUnavailable with what to install.
+  virtual std::unique_ptr<Communicator> make_communicator(std::unique_ptr<Communicator> host) = 0;
+
   /// Zero-filled device memory. Throws CapacityError.
   virtual Buffer allocate(int64_t bytes) = 0;
 
@@ -104,8 +112,9 @@ class Backend : public BackendSizes {
   /// Takes in the step: positions, cos/sin (angles in float64), attention work list.
   virtual void plan_step(StepPlan& plan, const StepInput& input, const KvCache& cache) = 0;
 
-  /// out[t] = table row of token t. table: packed [V, H]; out: acc [T, H].
-  virtual void embedding(const StepPlan& plan, const PackedLinear& table,
+  /// out[t] = table row of token t; zeros where the table does not have it. table: packed [V, H],
+  /// of the tokens from first_token on; out: acc [T, H].
+  virtual void embedding(const StepPlan& plan, const PackedLinear& table, int32_t first_token,
                          const MatrixView& out) = 0;
 
   /// residual += delta (unless null), then out = residual / rms(residual) * weight.
@@ -151,13 +160,12 @@ class Backend : public BackendSizes {
   virtual void gather_rows(const MatrixView& in, std::span<const int64_t> rows,
                            const MatrixView& out) = 0;
 
-  /// nll[i] = log sum exp of row i's logits - its logit of targets[i], in float64, holding no more
-  /// rows of logits than the workspace does. hidden: act [R, H]; head: packed [V, H]; workspace:
-  /// acc
-  /// [>= 1, V], overwritten as the device likes; a non-finite result marks bad input.
-  virtual void negative_log_likelihood(const MatrixView& hidden, const PackedLinear& head,
-                                       std::span<const int32_t> targets,
-                                       const MatrixView& workspace, std::span<double> nll) = 0;
+  /// scores[i]: of targets[i] under row i's logits over the tokens that the head has, holding no
+  /// more rows of logits than the workspace does. hidden: act [R, H]; head: packed [V, H], of the
+  /// tokens from first_token on; workspace: acc [>= 1, V], overwritten as the device likes.
+  virtual void score(const MatrixView& hidden, const PackedLinear& head, int32_t first_token,
+                     std::span<const int32_t> targets, const MatrixView& workspace,
+                     std::span<PartialScore> scores) = 0;
 
   /// Draws a token per row. logits: acc [R, V], the same after as before; tokens[r] = -1 where the
   /// edited row is not finite.

@@ -1,9 +1,12 @@
 #include "backend/registry.h"
 
+#include <algorithm>
+
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cuda_loader.h"
 #include "core/check.h"
 #include "longspan/backends.h"
+#include "parallel/share.h"
 
 namespace longspan {
 namespace {
@@ -71,6 +74,37 @@ std::unique_ptr<Backend> make_backend(const std::string& device, const std::stri
     return make_cuda_backend("cuda", dtype);
   }
   return make_cpu_backend(dtype, num_threads);
+}
+
+std::vector<std::unique_ptr<Backend>> make_backends(const std::string& device,
+                                                    const std::string& dtype, int num_threads,
+                                                    int count) {
+  std::vector<std::unique_ptr<Backend>> all;
+  if (count == 1) {
+    all.push_back(make_backend(device, dtype, num_threads));
+    return all;
+  }
+  require<InvalidArgument>(device.find(':') == std::string::npos,
+                           "device: expected \"auto\", \"cpu\" or \"cuda\" with tp > 1, got \"",
+                           device, "\"");
+  std::string why;
+  const CudaLibrary* cuda = device == "cpu" ? nullptr : find_cuda_library(&why);
+  const bool gpu_dtype = dtype == "auto" || dtype == "bfloat16";
+  if (device == "cuda" || (device == "auto" && gpu_dtype && cuda != nullptr)) {
+    const int gpus = cuda == nullptr ? 0 : cuda->num_devices(&why);
+    require<BackendUnavailable>(cuda == nullptr || gpus >= count, "tp: expected at most ", gpus,
+                                ", the GPUs there are, got ", count);
+    for (int i = 0; i < count; ++i) {
+      all.push_back(make_cuda_backend(message("cuda:", i), dtype));
+    }
+    return all;
+  }
+  const int threads = num_threads == 0 ? available_cpus() : num_threads;
+  for (int i = 0; i < count; ++i) {
+    const auto share = static_cast<int>(share_of(threads, i, count).size());
+    all.push_back(make_backend(device == "auto" ? "cpu" : device, dtype, std::max(1, share)));
+  }
+  return all;
 }
 
 std::vector<BackendInfo> backends() {

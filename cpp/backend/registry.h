@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "backend/backend.h"
 
@@ -13,5 +14,11 @@ namespace longspan {
 /// BackendUnavailable with what to install.
 std::unique_ptr<Backend> make_backend(const std::string& device, const std::string& dtype,
                                       int num_threads);
+
+/// Those of the `count` ranks of a process: a share of the threads each on a CPU, or the GPUs from
+/// the first on. As make_backend; also throws BackendUnavailable where there are fewer GPUs.
+std::vector<std::unique_ptr<Backend>> make_backends(const std::string& device,
+                                                    const std::string& dtype, int num_threads,
+                                                    int count);
 
 }  // namespace longspan

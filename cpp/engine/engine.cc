@@ -11,6 +11,7 @@
 #include "backend/registry.h"
 #include "core/check.h"
 #include "core/thread_pool.h"
+#include "engine/load_ranks.h"
 #include "engine/memory_plan.h"
 #include "engine/plan_remedies.h"
 #include "engine/step_runner.h"
@@ -20,7 +21,8 @@ namespace {
 
 constexpr std::chrono::milliseconds kCallbackInterval{500};
 
-ModelInfo make_info(const ModelConfig& model, const Backend& backend, const RopeMethod& method) {
+ModelInfo make_info(const ModelConfig& model, int tp, const Backend& backend,
+                    const RopeMethod& method) {
   ModelInfo info;
   info.architecture = model.architecture;
   info.vocab_size = model.vocab_size;
@@ -33,22 +35,17 @@ ModelInfo make_info(const ModelConfig& model, const Backend& backend, const Rope
   info.native_length = method.profile(1).native_length;
   info.eos_token_ids = model.eos_token_ids;
   info.dtype = name_of(backend.activation_dtype());
-  info.backend = backend.describe();
+  info.backend = message(tp > 1 ? message("tp ", tp, ", each like ") : "", backend.describe());
   info.rope = describe_rope(model.rope, method);
   return info;
 }
 
 MemoryPlan plan_or_throw(const EngineConfig& config, const ModelConfig& model,
-                         const Backend& backend) {
-  MemoryPlan plan = plan_with_remedies(config, model, backend, backend.free_bytes());
+                         const std::vector<Rank>& ranks) {
+  // The last rank has as many tokens and threads as any.
+  MemoryPlan plan = plan_with_remedies(config, model, *ranks.back().backend, bytes_per_rank(ranks));
   if (!plan.fits) throw CapacityError(describe_misfit(plan, config));
   return plan;
-}
-
-KvCache make_cache(const EngineConfig& config, const ModelConfig& model, Backend& backend,
-                   const MemoryPlan& plan) {
-  return {backend.allocate(plan.kv_bytes), kv_shape(config, model), plan.num_blocks,
-          plan.block_bytes};
 }
 
 uint64_t random_seed() {
@@ -61,14 +58,14 @@ uint64_t random_seed() {
 /// Everything that lives between load() and close(), and the thread that steps it.
 class Engine::Impl {
  public:
-  Impl(ModelConfig model, const EngineConfig& config, std::unique_ptr<Backend> backend,
-       const MemoryPlan& plan, DecoderWeights weights)
+  Impl(ModelConfig model, const EngineConfig& config, const MemoryPlan& plan,
+       std::vector<Rank> ranks)
       : model_(std::move(model)),
         config_(config),
         plan_(plan),
         rope_(make_rope_method(model_.rope)),
-        info_(make_info(model_, *backend, *rope_)),
-        loaded_(std::make_unique<Loaded>(*this, std::move(backend), std::move(weights))) {
+        info_(make_info(model_, config.tp, *ranks.front().backend, *rope_)),
+        loaded_(std::make_unique<Loaded>(*this, std::move(ranks))) {
     metrics_.total_blocks = metrics_.free_blocks = plan_.num_blocks;
     thread_ = std::thread([this] { loop(); });
   }
@@ -128,32 +125,27 @@ class Engine::Impl {
  private:
   /// The memory and what works on it; gone after close().
   struct Loaded {
-    Loaded(Impl& impl, std::unique_ptr<Backend> backend_, DecoderWeights weights)
-        : backend(std::move(backend_)),
-          communicator(make_single_communicator()),
-          decoder(impl.model_, *backend, *communicator, std::move(weights),
-                  decoder_limits(impl.config_, backend->traits())),
-          cache(make_cache(impl.config_, impl.model_, *backend, impl.plan_)),
+    Loaded(Impl& impl, std::vector<Rank> ranks_)
+        : ranks(std::move(ranks_)),
+          traits(ranks.backend().traits()),
           pool(impl.plan_.num_blocks),
           scheduler(pool, make_prefix_cache(impl.config_), impl.config_.cache_block_seq_len,
                     impl.config_.max_batch_size, impl.config_.max_prefill_token_num),
-          cost(impl.model_, backend->traits().flops_per_second, backend->traits().step_seconds),
-          runner(impl.model_, *backend, decoder, cache,
-                 decoder_limits(impl.config_, backend->traits()).max_logit_rows,
+          cost(impl.model_, traits.flops_per_second * (traits.shares_memory ? 1 : impl.config_.tp),
+               traits.step_seconds),
+          runner(impl.model_, ranks, decoder_limits(impl.config_, traits).max_logit_rows,
                  [&impl] { return impl.closing_.load(); }) {}
 
     PrefixCache* make_prefix_cache(const EngineConfig& config) {
       if (!config.enable_prefix_caching) return nullptr;
       return &prefix_cache.emplace(pool, config.cache_block_seq_len,
                                    [this](int32_t from, int32_t to, int64_t tokens) {
-                                     backend->copy_kv_block(cache, from, to, tokens);
+                                     ranks.copy_kv_block(from, to, tokens);
                                    });
     }
 
-    std::unique_ptr<Backend> backend;
-    std::unique_ptr<Communicator> communicator;
-    Decoder decoder;
-    KvCache cache;
+    RankGroup ranks;
+    const DeviceTraits traits;
     BlockPool pool;
     std::optional<PrefixCache> prefix_cache;
     Scheduler scheduler;
@@ -256,16 +248,14 @@ std::unique_ptr<Engine> Engine::load(const std::string& model_dir, const EngineC
       read_model_config(model_dir, config.hf_overrides, config.rope_scaling_factor, config_dialect);
   EngineConfig resolved = resolve_engine_config(config, model);
   if (resolved.num_threads == 0) resolved.num_threads = available_cpus();
-  std::unique_ptr<Backend> backend =
-      make_backend(resolved.device, resolved.dtype, resolved.num_threads);
-  take_device_defaults(resolved, model, *backend);
-  const MemoryPlan plan = plan_or_throw(resolved, model, *backend);
+  std::vector<Rank> ranks = connect_ranks(
+      make_backends(resolved.device, resolved.dtype, resolved.num_threads, resolved.tp));
+  take_device_defaults(resolved, model, *ranks.front().backend);
+  const MemoryPlan plan = plan_or_throw(resolved, model, ranks);
   const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(model_dir);
-  const std::unique_ptr<Communicator> communicator = make_single_communicator();
-  DecoderWeights weights =
-      load_weights(model, *checkpoint, *backend, *communicator, resolved.num_threads, progress);
-  return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(
-      std::move(model), resolved, std::move(backend), plan, std::move(weights))));
+  load_ranks(model, resolved, plan, *checkpoint, progress, ranks);
+  return std::unique_ptr<Engine>(
+      new Engine(std::make_unique<Impl>(std::move(model), resolved, plan, std::move(ranks))));
 }
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

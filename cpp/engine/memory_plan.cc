@@ -8,6 +8,7 @@
 #include "backend/named_devices.h"
 #include "backend/registry.h"
 #include "core/check.h"
+#include "core/thread_pool.h"
 #include "engine/plan_remedies.h"
 #include "kv/block_table.h"
 
@@ -35,11 +36,24 @@ KvFormat kv_format(const EngineConfig& c) {
   return static_cast<KvFormat>(found - kKvFormatNames.begin());
 }
 
+void check_tp(int tp, const ModelConfig& model) {
+  std::string sizes;
+  bool possible = false;
+  for (const int size : possible_tp(model)) {
+    sizes += message(sizes.empty() ? "" : ", ", size);
+    possible = possible || size == tp;
+  }
+  require<InvalidArgument>(possible, "tp: expected one of ", sizes, " for a model of ",
+                           model.num_heads, " query and ", model.num_kv_heads,
+                           " KV heads and intermediate_size ", model.intermediate_size, ", got ",
+                           tp);
+}
+
 }  // namespace
 
 EngineConfig resolve_engine_config(const EngineConfig& config, const ModelConfig& model) {
   EngineConfig c = config;
-  require<Unsupported>(c.tp == 1, "tp: expected 1, the only size this build runs, got ", c.tp);
+  check_tp(c.tp, model);
   require<InvalidArgument>(c.session_len >= 0 && c.session_len <= kMaxSessionLen,
                            "session_len: expected 0 (the model's own) to ", kMaxSessionLen,
                            " tokens, got ", c.session_len);
@@ -99,7 +113,8 @@ DecoderLimits decoder_limits(const EngineConfig& c, const DeviceTraits& device) 
 }
 
 KvShape kv_shape(const EngineConfig& c, const ModelConfig& m) {
-  return {m.num_layers, m.num_kv_heads / c.tp, m.head_dim, c.cache_block_seq_len, kv_format(c)};
+  return {m.num_layers, Shard::largest(m, c.tp).kv_heads.size(), m.head_dim, c.cache_block_seq_len,
+          kv_format(c)};
 }
 
 MemoryPlan make_memory_plan(const EngineConfig& c, const ModelConfig& m,
@@ -113,9 +128,10 @@ MemoryPlan make_memory_plan(const EngineConfig& c, const ModelConfig& m,
   MemoryPlan plan;
   plan.device_bytes = device_bytes;
   plan.session_len = c.session_len;
-  plan.weight_bytes = weight_bytes(m, backend, c.tp);
-  plan.activation_bytes = Decoder::activation_bytes(m, backend, c.tp, limits);
-  plan.workspace_bytes = Decoder::plan_bytes(m, backend, c.tp, limits);
+  const Shard shard = Shard::largest(m, c.tp);
+  plan.weight_bytes = weight_bytes(m, backend, shard);
+  plan.activation_bytes = Decoder::activation_bytes(m, backend, shard, limits);
+  plan.workspace_bytes = Decoder::plan_bytes(m, backend, shard, limits);
   plan.overhead_bytes = device.overhead_bytes;
   plan.block_bytes = backend.kv_block_bytes(kv_shape(c, m));
   const int64_t left = plan.headroom_bytes();                    // no blocks yet
@@ -152,8 +168,11 @@ MemoryPlan plan_memory(const std::string& model_dir, const EngineConfig& config,
   if (const NamedDevice* device = find_named_device(config.device)) {
     return plan(*make_sizes(*device, config.dtype), device->bytes);
   }
-  const auto backend = make_backend(config.device, config.dtype, config.num_threads);
-  return plan(*backend, backend->free_bytes());
+  const int threads = config.num_threads == 0 ? available_cpus() : config.num_threads;
+  const auto of_rank = static_cast<int>(largest_share(threads, config.tp));
+  const auto backend = make_backend(config.device, config.dtype, of_rank);
+  const int sharing = backend->traits().shares_memory ? config.tp : 1;  // ranks
+  return plan(*backend, backend->free_bytes() / sharing);
 }
 
 }  // namespace longspan

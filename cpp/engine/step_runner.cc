@@ -50,12 +50,10 @@ std::exception_ptr not_finite(const char* what) {
 
 }  // namespace
 
-StepRunner::StepRunner(const ModelConfig& config, Backend& backend, Decoder& decoder,
-                       KvCache& cache, int64_t max_logit_rows, std::function<bool()> closing)
+StepRunner::StepRunner(const ModelConfig& config, RankGroup& ranks, int64_t max_logit_rows,
+                       std::function<bool()> closing)
     : config_(config),
-      backend_(backend),
-      decoder_(decoder),
-      cache_(cache),
+      ranks_(ranks),
       max_logit_rows_(max_logit_rows),
       closing_(std::move(closing)),
       work_(config, 1.0) {}
@@ -75,7 +73,7 @@ bool StepRunner::forward(const std::vector<ScheduledSequence>& step) {
   int64_t total = 0;
   for (const ScheduledSequence& part : step) total += part.num_tokens;
   const bool cache_only = std::none_of(step.begin(), step.end(), wants_rows);
-  return decoder_.forward(make_input(step), cache_, cache_only, [&](int64_t layers_done) {
+  return ranks_.forward(make_input(step), cache_only, [&](int64_t layers_done) {
     if (closing_()) return false;
     int64_t cancelled = 0;
     for (const auto& [sequence, count] : step) {
@@ -149,7 +147,7 @@ void StepRunner::score(Sequence& sequence, int64_t first_row, int64_t first_posi
     targets.push_back(sequence.tokens[static_cast<size_t>(first_position + i + 1)]);
   }
   std::vector<double> nll(rows.size());
-  decoder_.negative_log_likelihood(rows, targets, nll);
+  ranks_.negative_log_likelihood(rows, targets, nll);
   if (std::all_of(nll.begin(), nll.end(), [](double value) { return std::isfinite(value); })) {
     sequence.state->add_nll(nll);
   } else {
@@ -165,9 +163,9 @@ void StepRunner::copy_logits(const std::vector<LogitRow>& rows) {
     for (size_t i = begin; i < std::min(rows.size(), begin + most); ++i) {
       indices.push_back(rows[i].row);
     }
-    const MatrixView logits = decoder_.logits(indices);
+    const MatrixView logits = ranks_.logits(indices);
     for (size_t i = 0; i < indices.size(); ++i) {
-      backend_.download(logits.rows_from(static_cast<int64_t>(i), 1), host.data());
+      ranks_.backend().download(logits.rows_from(static_cast<int64_t>(i), 1), host.data());
       rows[begin + i].sequence->state->add_logits(host.data(), config_.vocab_size);
     }
   }
@@ -198,8 +196,8 @@ void StepRunner::sample(std::vector<LogitRow> rows) {
                                                  : std::span<LogitEdit>{}});
   }
   std::vector<int32_t> tokens(rows.size());
-  const MatrixView logits = decoder_.logits(indices);
-  backend_.sample(logits, samplers, tokens);
+  const MatrixView logits = ranks_.logits(indices);
+  ranks_.backend().sample(logits, samplers, tokens);
   for (const LogitRow& row : rows) {
     if (row.ends_prefill) row.sequence->state->set_prefill(row.sequence->num_computed, 1.0);
   }
@@ -225,7 +223,7 @@ std::vector<TokenLogprob> StepRunner::log_probabilities(const MatrixView& logits
   drawn.reserve(rows.size());
   for (size_t i = 0; i < rows.size(); ++i) drawn.push_back(std::max(tokens[i], 0));
   std::vector<TokenLogprob> result(rows.size() * static_cast<size_t>(1 + top));
-  backend_.log_probabilities(logits.rows_from(0, std::ssize(rows)), drawn, top, result);
+  ranks_.backend().log_probabilities(logits.rows_from(0, std::ssize(rows)), drawn, top, result);
   return result;
 }
 

@@ -5,8 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "engine/rank_group.h"
 #include "engine/scheduler.h"
-#include "model/decoder.h"
 
 namespace longspan {
 
@@ -14,8 +14,8 @@ namespace longspan {
 class StepRunner {
  public:
   /// eos_token_ids: the model's end tokens. closing: asked between layers whether to give up.
-  StepRunner(const ModelConfig& config, Backend& backend, Decoder& decoder, KvCache& cache,
-             int64_t max_logit_rows, std::function<bool()> closing);
+  StepRunner(const ModelConfig& config, RankGroup& ranks, int64_t max_logit_rows,
+             std::function<bool()> closing);
 
   /// Runs one step, advances its sequences and finishes the requests that end with it. False when
   /// it was abandoned half-way for a cancellation or closing; no sequence has moved then.
@@ -40,9 +40,7 @@ class StepRunner {
   void deliver(Sequence& sequence, int32_t token, std::span<const TokenLogprob> logprobs) const;
 
   const ModelConfig& config_;
-  Backend& backend_;
-  Decoder& decoder_;
-  KvCache& cache_;
+  RankGroup& ranks_;
   const int64_t max_logit_rows_;
   const std::function<bool()> closing_;
   const StepCost work_;  // for the share of a prefill's arithmetic that is done

@@ -21,6 +21,9 @@ void for_each_matrix(const ActivationShape& s, const BackendSizes& backend, cons
   visit(&Activations::inner, s.tokens, s.inner, act);
   visit(&Activations::head_input, s.tokens, s.hidden, act);
   visit(&Activations::logits, s.logit_rows, s.vocab, acc);
+  if (s.tokens_of_head < s.vocab) {
+    visit(&Activations::own_logits, s.logit_rows, s.tokens_of_head, acc);
+  }
 }
 
 int64_t stride_of(int64_t cols) {
@@ -29,15 +32,16 @@ int64_t stride_of(int64_t cols) {
 
 }  // namespace
 
-ActivationShape::ActivationShape(const ModelConfig& c, int64_t tp_size, int64_t tokens_,
+ActivationShape::ActivationShape(const ModelConfig& c, const Shard& shard, int64_t tokens_,
                                  int64_t logit_rows_)
     : tokens(tokens_),
       logit_rows(logit_rows_),
       hidden(c.hidden_size),
-      q(c.num_heads / tp_size * c.head_dim),
-      qkv((c.num_heads + 2 * c.num_kv_heads) / tp_size * c.head_dim),
-      inner(c.intermediate_size / tp_size),
-      vocab(c.vocab_size) {}
+      q(shard.q_heads.size() * c.head_dim),
+      qkv((shard.q_heads.size() + 2 * shard.kv_heads.size()) * c.head_dim),
+      inner(shard.inner.size()),
+      vocab(c.vocab_size),
+      tokens_of_head(shard.tokens.size()) {}
 
 Activations::Activations(const ActivationShape& shape, Backend& backend) {
   for_each_matrix(shape, backend, [&](auto member, int64_t rows, int64_t cols, DType dtype) {
@@ -45,6 +49,7 @@ Activations::Activations(const ActivationShape& shape, Backend& backend) {
     buffers_.push_back(backend.allocate(rows * stride * size_of(dtype)));
     this->*member = {buffers_.back().data(), dtype, rows, cols, stride};
   });
+  if (own_logits.data == nullptr) own_logits = logits;
 }
 
 int64_t Activations::bytes(const ActivationShape& shape, const BackendSizes& backend) {

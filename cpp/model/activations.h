@@ -5,20 +5,23 @@
 
 #include "backend/backend.h"
 #include "checkpoint/model_config.h"
+#include "model/shard.h"
 
 namespace longspan {
 
-/// The sizes of the matrices a forward pass writes, for one rank.
+/// The sizes of the matrices a forward pass writes on one rank.
 struct ActivationShape {
   int64_t tokens = 0;      ///< rows of all but the last
   int64_t logit_rows = 0;  ///< rows of logits
   int64_t hidden = 0;
-  int64_t q = 0;      ///< num_heads * head_dim
-  int64_t qkv = 0;    ///< (num_heads + 2 num_kv_heads) * head_dim
-  int64_t inner = 0;  ///< intermediate_size
-  int64_t vocab = 0;
+  int64_t q = 0;               ///< query heads * head_dim
+  int64_t qkv = 0;             ///< (query + 2 KV heads) * head_dim
+  int64_t inner = 0;           ///< of intermediate_size
+  int64_t vocab = 0;           ///< all of it
+  int64_t tokens_of_head = 0;  ///< of the vocabulary
 
-  ActivationShape(const ModelConfig& config, int64_t tp_size, int64_t tokens, int64_t logit_rows);
+  ActivationShape(const ModelConfig& config, const Shard& shard, int64_t tokens,
+                  int64_t logit_rows);
 };
 
 /// The matrices themselves. Each has a buffer of its own width, its stride a multiple of 32
@@ -40,6 +43,7 @@ class Activations {
   MatrixView inner;       ///< act [T, inner]
   MatrixView head_input;  ///< act [T, hidden]: the rows whose next token is asked for
   MatrixView logits;      ///< acc [logit_rows, vocab]
+  MatrixView own_logits;  ///< acc [logit_rows, tokens_of_head]; logits itself where that is all
 
  private:
   std::vector<Buffer> buffers_;

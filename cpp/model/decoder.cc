@@ -1,17 +1,18 @@
 #include "model/decoder.h"
 
 #include <utility>
+#include <vector>
 
 namespace longspan {
 namespace {
 
-AttentionShape attention_shape(const ModelConfig& config, int64_t tp_size) {
-  return {config.num_heads / tp_size, config.num_kv_heads / tp_size, config.head_dim};
+AttentionShape attention_shape(const ModelConfig& config, const Shard& shard) {
+  return {shard.q_heads.size(), shard.kv_heads.size(), config.head_dim};
 }
 
-ActivationShape activation_shape(const ModelConfig& config, int64_t tp_size,
+ActivationShape activation_shape(const ModelConfig& config, const Shard& shard,
                                  const DecoderLimits& limits) {
-  return {config, tp_size, limits.step.max_tokens, limits.max_logit_rows};
+  return {config, shard, limits.step.max_tokens, limits.max_logit_rows};
 }
 
 }  // namespace
@@ -19,12 +20,13 @@ ActivationShape activation_shape(const ModelConfig& config, int64_t tp_size,
 Decoder::Decoder(const ModelConfig& config, Backend& backend, Communicator& communicator,
                  DecoderWeights weights, const DecoderLimits& limits)
     : config_(config),
+      shard_(config, communicator),
       backend_(backend),
       communicator_(communicator),
       weights_(std::move(weights)),
       limits_(limits),
-      plan_(backend.make_step_plan(limits.step, attention_shape(config, communicator.size()))),
-      activations_(activation_shape(config, communicator.size(), limits), backend) {}
+      plan_(backend.make_step_plan(limits.step, attention_shape(config, shard_))),
+      activations_(activation_shape(config, shard_, limits), backend) {}
 
 bool Decoder::forward(const StepInput& input, const KvCache& cache, bool cache_only,
                       const LayerCallback& after_layer) {
@@ -41,7 +43,8 @@ bool Decoder::forward(const StepInput& input, const KvCache& cache, bool cache_o
   const auto eps = static_cast<float>(config_.rms_norm_eps);
 
   backend_.plan_step(*plan_, input, cache);
-  backend_.embedding(*plan_, *weights_.embedding, residual);
+  backend_.embedding(*plan_, *weights_.embedding, first_token(), residual);
+  communicator_.all_reduce(residual);   // each token's row is with one rank, zero elsewhere
   const MatrixView* pending = nullptr;  // a block's output, added by the norm that follows
   for (int64_t i = 0; i < config_.num_layers; ++i) {
     const LayerWeights& layer = weights_.layers[static_cast<size_t>(i)];
@@ -76,25 +79,36 @@ MatrixView Decoder::gather_head_input(std::span<const int64_t> rows) {
 
 MatrixView Decoder::logits(std::span<const int64_t> rows) {
   const MatrixView input = gather_head_input(rows);
-  const MatrixView out = activations_.logits.rows_from(0, input.rows);
-  backend_.linear(input, weights_.head(), out);
-  return out;
+  const MatrixView mine = activations_.own_logits.rows_from(0, input.rows);
+  const MatrixView all = activations_.logits.rows_from(0, input.rows);
+  backend_.linear(input, weights_.head(), mine);
+  communicator_.all_gather(mine, all);
+  return all;
 }
 
 void Decoder::negative_log_likelihood(std::span<const int64_t> rows,
                                       std::span<const int32_t> targets, std::span<double> nll) {
-  backend_.negative_log_likelihood(gather_head_input(rows), weights_.head(), targets,
-                                   activations_.logits, nll);
+  std::vector<PartialScore> mine(rows.size());
+  backend_.score(gather_head_input(rows), weights_.head(), first_token(), targets,
+                 activations_.own_logits, mine);
+  const auto ranks = static_cast<size_t>(communicator_.size());
+  std::vector<PartialScore> all(ranks * rows.size());  // [ranks][rows]
+  communicator_.all_gather(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
+  std::vector<PartialScore> parts(ranks);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    for (size_t r = 0; r < ranks; ++r) parts[r] = all[r * rows.size() + i];
+    nll[i] = longspan::negative_log_likelihood(parts);
+  }
 }
 
 int64_t Decoder::activation_bytes(const ModelConfig& config, const BackendSizes& backend,
-                                  int64_t tp_size, const DecoderLimits& limits) {
-  return Activations::bytes(activation_shape(config, tp_size, limits), backend);
+                                  const Shard& shard, const DecoderLimits& limits) {
+  return Activations::bytes(activation_shape(config, shard, limits), backend);
 }
 
-int64_t Decoder::plan_bytes(const ModelConfig& config, const BackendSizes& backend, int64_t tp_size,
-                            const DecoderLimits& limits) {
-  return backend.step_plan_bytes(limits.step, attention_shape(config, tp_size));
+int64_t Decoder::plan_bytes(const ModelConfig& config, const BackendSizes& backend,
+                            const Shard& shard, const DecoderLimits& limits) {
+  return backend.step_plan_bytes(limits.step, attention_shape(config, shard));
 }
 
 }  // namespace longspan

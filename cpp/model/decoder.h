@@ -22,7 +22,8 @@ struct DecoderLimits {
 using LayerCallback = std::function<bool(int64_t layers_done)>;
 
 /// A decoder-only transformer: rotary attention over a block KV cache, RMS norm, gated MLP.
-/// Written once for every backend and number of ranks. Not thread-safe.
+/// Written once for every backend and number of ranks; each rank's does the same at the same time,
+/// and each has the whole result. Not thread-safe.
 class Decoder {
  public:
   Decoder(const ModelConfig& config, Backend& backend, Communicator& communicator,
@@ -45,14 +46,16 @@ class Decoder {
 
   /// Bytes a Decoder allocates for activations, and for the step plan.
   static int64_t activation_bytes(const ModelConfig& config, const BackendSizes& backend,
-                                  int64_t tp_size, const DecoderLimits& limits);
-  static int64_t plan_bytes(const ModelConfig& config, const BackendSizes& backend, int64_t tp_size,
-                            const DecoderLimits& limits);
+                                  const Shard& shard, const DecoderLimits& limits);
+  static int64_t plan_bytes(const ModelConfig& config, const BackendSizes& backend,
+                            const Shard& shard, const DecoderLimits& limits);
 
  private:
   MatrixView gather_head_input(std::span<const int64_t> rows);
+  int32_t first_token() const { return static_cast<int32_t>(shard_.tokens.begin); }
 
   const ModelConfig config_;
+  const Shard shard_;
   Backend& backend_;
   Communicator& communicator_;
   const DecoderWeights weights_;

@@ -21,6 +21,12 @@ struct Task {
   std::function<void()> pack;
 };
 
+/// Whether b's elements follow a's in the file, so that both are one slice of their tensor.
+bool adjoins(const WeightView& a, const WeightView& b) {
+  if (a.name != b.name || a.cols != a.stride) return false;
+  return b.data == a.row(a.rows) && (b.cols == a.cols || a.rows == 1);
+}
+
 /// Slices of one tensor that adjoin become one, so that a packed tensor is checked and released as
 /// the whole it is in the file.
 std::vector<WeightView> merged(std::vector<WeightView> views) {
@@ -28,9 +34,9 @@ std::vector<WeightView> merged(std::vector<WeightView> views) {
   std::vector<WeightView> out;
   for (const WeightView& view : views) {
     WeightView* last = out.empty() ? nullptr : &out.back();
-    if (last == nullptr || last->name != view.name) {
+    if (last == nullptr || !adjoins(*last, view)) {
       out.push_back(view);
-    } else if (last->rows == 1) {  // of a vector
+    } else if (last->rows == 1 && view.rows == 1) {  // of a vector
       last->cols += view.cols;
       last->stride += view.cols;
     } else {
@@ -40,7 +46,7 @@ std::vector<WeightView> merged(std::vector<WeightView> views) {
   return out;
 }
 
-/// The tensors behind linears. Where a linear has slices of a tensor, together they have all of it.
+/// The slices of tensors behind linears.
 std::vector<WeightView> tensors_of(std::initializer_list<const LinearTensors*> linears) {
   std::vector<WeightView> all;
   for (const LinearTensors* linear : linears) {
@@ -50,13 +56,21 @@ std::vector<WeightView> tensors_of(std::initializer_list<const LinearTensors*> l
   return merged(std::move(all));
 }
 
+/// The names of a model's tensors.
+std::set<std::string> names_of(const OuterTensors& outer, const std::vector<LayerTensors>& layers) {
+  std::set<std::string> names = {outer.embedding.name, outer.final_norm.name, outer.head.name};
+  for (const LayerTensors& t : layers) {
+    names.insert({t.input_norm.name, t.q_norm.name, t.k_norm.name, t.post_attention_norm.name});
+    for (const WeightView& tensor : tensors_of({&t.q, &t.k, &t.v, &t.o, &t.gate, &t.up, &t.down})) {
+      names.insert(tensor.name);
+    }
+  }
+  return names;
+}
+
 /// Refuses a checkpoint with tensors that nobody asked for: it is not what config.json says it is.
 void require_all_used(const ModelConfig& config, const Checkpoint& checkpoint,
-                      const Architecture& architecture, const std::vector<Task>& tasks) {
-  std::set<std::string> used;
-  for (const Task& task : tasks) {
-    for (const WeightView& tensor : task.tensors) used.insert(tensor.name);
-  }
+                      const Architecture& architecture, const std::set<std::string>& used) {
   std::string unused;
   int64_t count = 0;
   for (const std::string& name : checkpoint.names()) {
@@ -128,17 +142,20 @@ class Loader {
 }  // namespace
 
 DecoderWeights load_weights(const ModelConfig& config, const Checkpoint& checkpoint,
-                            Backend& backend, const Communicator& communicator, int num_threads,
+                            Backend& backend, const Shard& shard, int num_threads,
                             const WeightProgress& progress) {
   const Architecture& architecture = find_architecture(config.architecture);
   DecoderWeights weights;
   weights.layers.resize(static_cast<size_t>(config.num_layers));
-  const OuterTensors outer = architecture.outer(config, checkpoint);
+  OuterTensors outer = architecture.outer(config, checkpoint);
   std::vector<LayerTensors> layers;
   layers.reserve(weights.layers.size());
   for (int64_t i = 0; i < config.num_layers; ++i) {
     layers.push_back(architecture.layer(config, checkpoint, i));
   }
+  require_all_used(config, checkpoint, architecture, names_of(outer, layers));
+  outer = slice(outer, shard);
+  for (LayerTensors& layer : layers) layer = slice(layer, config, shard);
 
   std::vector<Task> tasks;
   const auto add_vector = [&](const WeightView& tensor, Buffer& out) {
@@ -149,12 +166,11 @@ DecoderWeights load_weights(const ModelConfig& config, const Checkpoint& checkpo
   };
   const auto add_column = [&](std::optional<ColumnParallelLinear>& out,
                               std::initializer_list<const LinearTensors*> fused) {
-    tasks.push_back({tensors_of(fused), [&, parts = std::vector(fused)] {
-                       out.emplace(backend, communicator, parts);
-                     }});
+    tasks.push_back(
+        {tensors_of(fused), [&, parts = std::vector(fused)] { out.emplace(backend, parts); }});
   };
   const auto add_row = [&](std::optional<RowParallelLinear>& out, const LinearTensors& tensors) {
-    tasks.push_back({tensors_of({&tensors}), [&] { out.emplace(backend, communicator, tensors); }});
+    tasks.push_back({tensors_of({&tensors}), [&] { out.emplace(backend, tensors); }});
   };
   add_table(outer.embedding, weights.embedding);
   if (outer.head.data != nullptr) add_table(outer.head, weights.own_head);
@@ -174,15 +190,14 @@ DecoderWeights load_weights(const ModelConfig& config, const Checkpoint& checkpo
   }
   add_vector(outer.final_norm, weights.final_norm);
 
-  require_all_used(config, checkpoint, architecture, tasks);
   Loader(checkpoint, std::move(tasks), progress).run(num_threads);
   return weights;
 }
 
-int64_t weight_bytes(const ModelConfig& c, const BackendSizes& backend, int64_t tp_size) {
-  const int64_t heads = c.num_heads / tp_size;
-  const int64_t kv_heads = c.num_kv_heads / tp_size;
-  const int64_t inner = c.intermediate_size / tp_size;
+int64_t weight_bytes(const ModelConfig& c, const BackendSizes& backend, const Shard& shard) {
+  const int64_t heads = shard.q_heads.size();
+  const int64_t kv_heads = shard.kv_heads.size();
+  const int64_t inner = shard.inner.size();
   const int64_t norm = c.hidden_size * 4;
   const int64_t layer =
       backend.packed_linear_bytes((heads + 2 * kv_heads) * c.head_dim, c.hidden_size) +
@@ -190,7 +205,7 @@ int64_t weight_bytes(const ModelConfig& c, const BackendSizes& backend, int64_t 
       backend.packed_linear_bytes(2 * inner, c.hidden_size) +
       backend.packed_linear_bytes(c.hidden_size, inner) + 2 * norm +
       (c.qk_norm ? 2 * c.head_dim * 4 : 0);
-  const int64_t table = backend.packed_linear_bytes(c.vocab_size, c.hidden_size);
+  const int64_t table = backend.packed_linear_bytes(shard.tokens.size(), c.hidden_size);
   return c.num_layers * layer + (c.tie_word_embeddings ? 1 : 2) * table + norm;
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "model/linear.h"
+#include "model/shard.h"
 
 namespace longspan {
 
@@ -21,9 +22,9 @@ struct LayerWeights {
   std::optional<RowParallelLinear> down;
 };
 
-/// A decoder's weights, packed for one backend.
+/// A decoder's weights on this rank, packed for its backend.
 struct DecoderWeights {
-  std::unique_ptr<PackedLinear> embedding;  ///< [vocab_size, hidden_size]
+  std::unique_ptr<PackedLinear> embedding;  ///< [the rank's tokens, hidden_size]
   std::unique_ptr<PackedLinear> own_head;   ///< null when tied
   Buffer final_norm;                        ///< float32 [hidden_size]
   std::vector<LayerWeights> layers;
@@ -34,15 +35,16 @@ struct DecoderWeights {
 /// Called from one loader thread at a time with bytes of the checkpoint read so far and in all.
 using WeightProgress = std::function<void(int64_t done, int64_t total)>;
 
-/// Reads, checks and packs a checkpoint with up to num_threads threads. Every tensor's presence and
-/// shape is checked before the first is packed; pages of the file are released as they are done.
+/// Reads, checks and packs a rank's share of a checkpoint with up to num_threads threads; the rest
+/// is not read. Every tensor's presence and shape is checked before the first is packed; pages of
+/// the file are released as they are done.
 /// Throws CheckpointError for a missing, misshapen, unused or non-finite tensor.
 DecoderWeights load_weights(const ModelConfig& config, const Checkpoint& checkpoint,
-                            Backend& backend, const Communicator& communicator, int num_threads,
+                            Backend& backend, const Shard& shard, int num_threads,
                             const WeightProgress& progress);
 
-/// Bytes that load_weights will take on one of tp_size ranks.
-int64_t weight_bytes(const ModelConfig& config, const BackendSizes& backend, int64_t tp_size);
+/// Bytes that load_weights will take.
+int64_t weight_bytes(const ModelConfig& config, const BackendSizes& backend, const Shard& shard);
 
 /// Parameters of the whole model, a tied head counted once.
 int64_t num_parameters(const ModelConfig& config);

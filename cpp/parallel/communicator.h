@@ -42,6 +42,9 @@ class Communicator {
 
   // ---- failure ----
 
+  /// Throws where the group has failed; never waits. For who waits for something else meanwhile.
+  virtual void check() = 0;
+
   /// Tells the group that this rank could not go on, and why.
   virtual void fail(const std::string& why) = 0;
 

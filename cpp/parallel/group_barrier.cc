@@ -43,6 +43,10 @@ void GroupBarrier::wait() {
   if (state_.load(std::memory_order_acquire) == (before | kFailed)) throw_failure();
 }
 
+void GroupBarrier::check() {
+  if ((state_.load() & kFailed) != 0) throw_failure();
+}
+
 void GroupBarrier::fail(const std::string& why) {
   const std::lock_guard lock(mutex_);
   if ((state_.load() & kFailed) != 0) return;

@@ -17,6 +17,9 @@ class GroupBarrier {
   /// when they will not, because of fail().
   void wait();
 
+  /// Throws what wait() would, without waiting.
+  void check();
+
   /// Breaks the barrier: `why` is what wait() throws. The first call counts.
   void fail(const std::string& why);
 

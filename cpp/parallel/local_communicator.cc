@@ -68,6 +68,8 @@ class LocalCommunicator final : public Communicator {
     group_->barrier.wait();
   }
 
+  void check() override { group_->barrier.check(); }
+
   void fail(const std::string& why) override {
     group_->barrier.fail(message("rank ", rank_, " of ", size(), ": ", why));
   }

@@ -120,6 +120,8 @@ class EngineConfig(_Options):
     """How the engine is built. TurbomindEngineConfig is the same class.
 
     dtype: "auto", "bfloat16" or "float32".
+    tp: tensor-parallel ranks: GPUs 0 to tp - 1, or shares of a CPU's threads. A size that does not
+        divide the model's heads is refused with those that do.
     session_len: longest prompt + output in tokens; None: the model's own length. May exceed it.
     max_batch_size: sequences running at once; None: 8.
     cache_max_entry_count: KV cache as a fraction of free memory, or a number of blocks.
@@ -173,6 +175,7 @@ class EngineConfig(_Options):
 
     _checks: ClassVar[dict[str, Check]] = {
         "dtype": _str,
+        "tp": _int(1, 2**31 - 1),
         "session_len": _optional(_int(1)),
         "max_batch_size": _optional(_int(1, 2**31 - 1)),
         "cache_max_entry_count": _cache_entries,

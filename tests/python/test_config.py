@@ -19,7 +19,6 @@ from longspan import (
 
 NOT_YET = {
     EngineConfig: {
-        "tp": 2,
         "dp": 2,
         "use_logn_attn": True,
         "model_format": "awq",
@@ -65,6 +64,7 @@ BAD = [
     (EngineConfig, "quant_policy", None, "0, 4 or 8, got None"),
     (EngineConfig, "kv_cache_dtype", None, "a string, got None"),
     (EngineConfig, "enable_prefix_caching", None, "True or False, got None"),
+    (EngineConfig, "tp", 0, "an integer"),
     (EngineConfig, "deterministic", 1, "True or False, got 1"),
     (EngineConfig, "num_threads", 0, "an integer"),
     (EngineConfig, "dtype", None, "a string, got None"),
@@ -132,6 +132,7 @@ def test_defaults_are_lmdeploys() -> None:
 def test_engine_options_reach_the_engine() -> None:
     native = EngineConfig(
         dtype="float32",
+        tp=2,
         session_len=np.int64(1_000_000),
         max_batch_size=1,
         cache_max_entry_count=0.7,
@@ -146,6 +147,7 @@ def test_engine_options_reach_the_engine() -> None:
         kv_cache_dtype="int8_int4",
     ).native()
     assert native.dtype == "float32"
+    assert native.tp == 2
     assert native.session_len == 1_000_000
     assert native.max_batch_size == 1
     assert native.cache_max_entry_count == 0.7

@@ -17,7 +17,7 @@ ALLOWED = {
     "include": set(),
     "core": set(),
     "rope": {"core"},
-    "backend": {"core"},
+    "backend": {"core", "parallel"},
     "checkpoint": {"core", "rope"},
     "kv": {"core"},
     "parallel": {"core"},

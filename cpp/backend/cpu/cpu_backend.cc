@@ -26,7 +26,7 @@ CpuBackend::CpuBackend(const InstructionSet& instruction_set, DType dtype, int n
       dtype_(dtype),
       kernels_(dtype == DType::kF32 ? instruction_set.f32 : instruction_set.bf16),
       pool_(num_threads),
-      nll_workspace_(allocate_host(nll_workspace_bytes(num_threads))) {}
+      score_workspace_(allocate_host(score_workspace_bytes(num_threads))) {}
 
 std::string CpuBackend::describe() const {
   return message("cpu (", instruction_set_.name, ", ", pool_.size(),
@@ -38,6 +38,7 @@ DeviceTraits CpuBackend::traits() const {
           .logit_rows = 16,
           .flops_per_second = 5e10,
           .step_seconds = 1.0,
+          .shares_memory = true,
           .deterministic = true};
 }
 
@@ -72,8 +73,9 @@ std::unique_ptr<StepPlan> CpuBackend::make_step_plan(const StepLimits& limits,
 void CpuBackend::plan_step(StepPlan& plan, const StepInput& input, const KvCache&) {
   static_cast<CpuStepPlan&>(plan).plan(input, pool_);
 }
-void CpuBackend::embedding(const StepPlan& plan, const PackedLinear& table, const MatrixView& out) {
-  cpu::embedding(pool_, planned(plan).token_ids(), packed(table), out);
+void CpuBackend::embedding(const StepPlan& plan, const PackedLinear& table, int32_t first_token,
+                           const MatrixView& out) {
+  cpu::embedding(pool_, planned(plan).token_ids(), packed(table), first_token, out);
 }
 void CpuBackend::rms_norm(const MatrixView* delta, const MatrixView& residual, const Buffer& weight,
                           float eps, const MatrixView& out) {
@@ -97,11 +99,11 @@ void CpuBackend::gather_rows(const MatrixView& in, std::span<const int64_t> rows
                              const MatrixView& out) {
   cpu::gather_rows(pool_, in, rows, out);
 }
-void CpuBackend::negative_log_likelihood(const MatrixView& hidden, const PackedLinear& head,
-                                         std::span<const int32_t> targets, const MatrixView&,
-                                         std::span<double> nll) {
-  cpu::negative_log_likelihood(kernels_, pool_, hidden, packed(head), targets,
-                               nll_workspace_.as<float>(), nll);
+void CpuBackend::score(const MatrixView& hidden, const PackedLinear& head, int32_t first_token,
+                       std::span<const int32_t> targets, const MatrixView&,
+                       std::span<PartialScore> scores) {
+  cpu::score(kernels_, pool_, hidden, packed(head), first_token, targets,
+             score_workspace_.as<float>(), scores);
 }
 void CpuBackend::sample(const MatrixView& logits, std::span<const SamplerRow> rows,
                         std::span<int32_t> tokens) {

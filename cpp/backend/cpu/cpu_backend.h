@@ -22,6 +22,10 @@ class CpuBackend final : public Backend {
   DeviceTraits traits() const override;
   int64_t free_bytes() const override { return available_host_bytes(); }
 
+  std::unique_ptr<Communicator> make_communicator(std::unique_ptr<Communicator> host) override {
+    return host;  // its matrices are host memory
+  }
+
   Buffer allocate(int64_t bytes) override { return allocate_host(bytes); }
   int64_t packed_linear_bytes(int64_t out_features, int64_t in_features) const override;
   std::span<const KvFormat> kv_formats(int64_t head_dim) const override;
@@ -37,7 +41,8 @@ class CpuBackend final : public Backend {
   std::unique_ptr<StepPlan> make_step_plan(const StepLimits& limits,
                                            const AttentionShape& shape) override;
   void plan_step(StepPlan& plan, const StepInput& input, const KvCache& cache) override;
-  void embedding(const StepPlan& plan, const PackedLinear& table, const MatrixView& out) override;
+  void embedding(const StepPlan& plan, const PackedLinear& table, int32_t first_token,
+                 const MatrixView& out) override;
   void rms_norm(const MatrixView* delta, const MatrixView& residual, const Buffer& weight,
                 float eps, const MatrixView& out) override;
   void linear(const MatrixView& x, const PackedLinear& weight, const MatrixView& y) override;
@@ -49,9 +54,9 @@ class CpuBackend final : public Backend {
   void end_layer(const StepPlan&) override {}  // ops are done when they return
   void gather_rows(const MatrixView& in, std::span<const int64_t> rows,
                    const MatrixView& out) override;
-  void negative_log_likelihood(const MatrixView& hidden, const PackedLinear& head,
-                               std::span<const int32_t> targets, const MatrixView& workspace,
-                               std::span<double> nll) override;
+  void score(const MatrixView& hidden, const PackedLinear& head, int32_t first_token,
+             std::span<const int32_t> targets, const MatrixView& workspace,
+             std::span<PartialScore> scores) override;
   void sample(const MatrixView& logits, std::span<const SamplerRow> rows,
               std::span<int32_t> tokens) override;
   void log_probabilities(const MatrixView& logits, std::span<const int32_t> tokens, int64_t top,
@@ -64,7 +69,7 @@ class CpuBackend final : public Backend {
   const DType dtype_;
   const Kernels& kernels_;
   ThreadPool pool_;
-  Buffer nll_workspace_;
+  Buffer score_workspace_;
 };
 
 }  // namespace longspan::cpu

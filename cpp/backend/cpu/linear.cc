@@ -91,9 +91,13 @@ void linear(const Kernels& kernels, ThreadPool& pool, const MatrixView& x,
 }
 
 void embedding(ThreadPool& pool, std::span<const int32_t> ids, const CpuPackedLinear& table,
-               const MatrixView& out) {
+               int32_t first_token, const MatrixView& out) {
   pool.parallel_for(out.rows, [&](int64_t t, int) {
-    const int64_t id = ids[static_cast<size_t>(t)];
+    const int64_t id = ids[static_cast<size_t>(t)] - first_token;
+    if (id < 0 || id >= table.out_features()) {
+      std::fill_n(out.row<float>(t), out.cols, 0.0f);
+      return;
+    }
     const void* panel = table.panel(id / kPanelCols);
     if (table.dtype() == DType::kF32) {
       unpack_row(static_cast<const float*>(panel), out.cols, id, out.row<float>(t));

@@ -50,14 +50,14 @@ void linear(const Kernels& kernels, ThreadPool& pool, const MatrixView& x,
 
 /// Backend::embedding: rows of the table the output head may share.
 void embedding(ThreadPool& pool, std::span<const int32_t> ids, const CpuPackedLinear& table,
-               const MatrixView& out);
+               int32_t first_token, const MatrixView& out);
 
-/// Backend::negative_log_likelihood. A thread holds a tile of logits, never whole rows.
-/// workspace: nll_workspace_bytes(pool.size()).
-void negative_log_likelihood(const Kernels& kernels, ThreadPool& pool, const MatrixView& hidden,
-                             const CpuPackedLinear& head, std::span<const int32_t> targets,
-                             float* workspace, std::span<double> nll);
+/// Backend::score. A thread holds a tile of logits, never whole rows.
+/// workspace: score_workspace_bytes(pool.size()).
+void score(const Kernels& kernels, ThreadPool& pool, const MatrixView& hidden,
+           const CpuPackedLinear& head, int32_t first_token, std::span<const int32_t> targets,
+           float* workspace, std::span<PartialScore> scores);
 
-int64_t nll_workspace_bytes(int num_threads);
+int64_t score_workspace_bytes(int num_threads);
 
 }  // namespace longspan::cpu

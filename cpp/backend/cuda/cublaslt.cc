@@ -2,14 +2,12 @@
 
 #include <dlfcn.h>
 
-#include <cstdlib>
-#include <filesystem>
-#include <sstream>
 #include <vector>
 
 #include "backend/cuda/cublaslt_api.h"
 #include "backend/cuda/cuda_check.h"
 #include "backend/cuda/device_memory.h"
+#include "backend/cuda/open_library.h"
 
 namespace longspan::cuda {
 namespace {
@@ -17,28 +15,13 @@ namespace {
 constexpr int64_t kWorkspaceBytes = 64 << 20;  // what cuBLAS asks for on Hopper, twice
 constexpr const char* kNames[] = {"libcublasLt.so.13", "libcublasLt.so.12"};
 
-void* open_library() {
-  for (const char* name : kNames) {
-    if (void* handle = dlopen(name, RTLD_NOW | RTLD_NOLOAD)) return handle;
-  }
-  std::vector<std::string> directories;
-  if (const char* given = std::getenv("LONGSPAN_CUDA_LIB_PATH")) {
-    std::istringstream list(given);
-    for (std::string directory; std::getline(list, directory, ':');) {
-      if (!directory.empty()) directories.push_back(directory + "/");
-    }
-  }
-  directories.emplace_back();  // the loader's own search
-  directories.emplace_back("/usr/local/cuda/lib64/");
-  for (const std::string& directory : directories) {
-    for (const char* name : kNames) {
-      if (void* handle = dlopen((directory + name).c_str(), RTLD_NOW | RTLD_LOCAL)) return handle;
-    }
-  }
-  throw BackendUnavailable(
+void* open_cublaslt() {
+  void* handle = open_library(kNames);
+  require<BackendUnavailable>(
+      handle != nullptr,
       "cuda: expected cuBLASLt (libcublasLt.so.13 or .12), found none; install it with: pip "
-      "install "
-      "nvidia-cublas, or name its directory in LONGSPAN_CUDA_LIB_PATH");
+      "install nvidia-cublas, or name its directory in LONGSPAN_CUDA_LIB_PATH");
+  return handle;
 }
 
 void check(lt::Status status, const char* what) {
@@ -65,7 +48,7 @@ struct CublasLt::Api {
   lt::Matmul matmul;
 
   Api() {
-    void* library = open_library();
+    void* library = open_cublaslt();
     const auto find = [&](auto& function, const char* name) {
       function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, name));
       require<BackendUnavailable>(function != nullptr, "cuda: cuBLASLt has no ", name);

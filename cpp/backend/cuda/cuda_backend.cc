@@ -10,11 +10,12 @@
 #include "backend/cuda/dequantize_kv.h"
 #include "backend/cuda/linear.h"
 #include "backend/cuda/linear_skinny.h"
-#include "backend/cuda/log_likelihood.h"
 #include "backend/cuda/log_probabilities.h"
+#include "backend/cuda/nccl_communicator.h"
 #include "backend/cuda/rotate_append.h"
 #include "backend/cuda/rows.h"
 #include "backend/cuda/sample.h"
+#include "backend/cuda/score.h"
 #include "backend/cuda/step_plan.h"
 
 namespace longspan::cuda {
@@ -64,8 +65,23 @@ void CudaBackend::use_device() const {
 }
 
 void CudaBackend::wait() {
-  check_cuda(cudaStreamSynchronize(stream_), "running a step");
+  if (group_ == nullptr) {
+    check_cuda(cudaStreamSynchronize(stream_), "running a step");
+  } else {
+    wait_for([this] { return cudaStreamQuery(stream_); }, "running a step");
+  }
   check_cuda(cudaGetLastError(), "launching a kernel");
+}
+
+template <class Query>
+void CudaBackend::wait_for(Query query, const char* what) {
+  constexpr int kQueriesPerCheck = 256;
+  cudaError_t status = cudaErrorNotReady;
+  for (int i = 1; (status = query()) == cudaErrorNotReady; ++i) {
+    // The others may never come to what this rank waits in.
+    if (i % kQueriesPerCheck == 0) group_->check();
+  }
+  check_cuda(status, what);
 }
 
 template <class T>
@@ -99,6 +115,14 @@ int64_t CudaBackend::free_bytes() const {
   size_t total = 0;
   check_cuda(cudaMemGetInfo(&free, &total), "asking for free memory");
   return static_cast<int64_t>(free) + kBeginBytes;  // which this backend has taken by now
+}
+
+std::unique_ptr<Communicator> CudaBackend::make_communicator(std::unique_ptr<Communicator> host) {
+  if (host->size() == 1) return host;
+  use_device();
+  std::unique_ptr<Communicator> group = make_nccl_communicator(std::move(host), stream_);
+  group_ = group.get();
+  return group;
 }
 
 Buffer CudaBackend::allocate(int64_t bytes) {
@@ -135,9 +159,9 @@ void CudaBackend::plan_step(StepPlan& plan, const StepInput& input, const KvCach
   static_cast<CudaStepPlan&>(plan).plan(input, stream_);
 }
 
-void CudaBackend::embedding(const StepPlan& plan, const PackedLinear& table,
+void CudaBackend::embedding(const StepPlan& plan, const PackedLinear& table, int32_t first_token,
                             const MatrixView& out) {
-  cuda::embedding(planned(plan).view().token_ids, packed(table).view(), out, stream_);
+  cuda::embedding(planned(plan).view().token_ids, packed(table).view(), first_token, out, stream_);
 }
 
 void CudaBackend::rms_norm(const MatrixView* delta, const MatrixView& residual,
@@ -248,7 +272,12 @@ void CudaBackend::silu_mul(const MatrixView& gate_up, const MatrixView& out) {
 void CudaBackend::end_layer(const StepPlan& plan) {
   if (planned(plan).num_tokens() < kLongStepRows) return;
   const cudaEvent_t event = layer_done_[layers_queued_++ % kLayersBehind];
-  check_cuda(cudaEventSynchronize(event), "running a layer");  // that of kLayersBehind layers ago
+  // That of kLayersBehind layers ago.
+  if (group_ == nullptr) {
+    check_cuda(cudaEventSynchronize(event), "running a layer");
+  } else {
+    wait_for([event] { return cudaEventQuery(event); }, "running a layer");
+  }
   check_cuda(cudaEventRecord(event, stream_), "recording an event");
 }
 
@@ -264,10 +293,10 @@ void CudaBackend::gather_rows(const MatrixView& in, std::span<const int64_t> row
   }
 }
 
-void CudaBackend::negative_log_likelihood(const MatrixView& hidden, const PackedLinear& head,
-                                          std::span<const int32_t> targets,
-                                          const MatrixView& workspace, std::span<double> nll) {
-  constexpr int64_t kMost = kSmallBytes / static_cast<int64_t>(sizeof(double));
+void CudaBackend::score(const MatrixView& hidden, const PackedLinear& head, int32_t first_token,
+                        std::span<const int32_t> targets, const MatrixView& workspace,
+                        std::span<PartialScore> scores) {
+  constexpr int64_t kMost = kSmallBytes / static_cast<int64_t>(sizeof(PartialScore));
   for (int64_t begin = 0; begin < hidden.rows; begin += kMost) {
     const int64_t count = std::min(kMost, hidden.rows - begin);
     const int32_t* device = small_.push(
@@ -276,9 +305,9 @@ void CudaBackend::negative_log_likelihood(const MatrixView& hidden, const Packed
       const int64_t rows = std::min(workspace.rows, count - done);
       const MatrixView logits = workspace.rows_from(0, rows);
       linear(hidden.rows_from(begin + done, rows), head, logits);
-      log_likelihood(logits, device + done, results_.as<double>() + done, stream_);
+      cuda::score(logits, first_token, device + done, results_.as<PartialScore>() + done, stream_);
     }
-    fetch(nll.subspan(static_cast<size_t>(begin), static_cast<size_t>(count)));
+    fetch(scores.subspan(static_cast<size_t>(begin), static_cast<size_t>(count)));
   }
 }
 

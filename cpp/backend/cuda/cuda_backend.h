@@ -25,6 +25,8 @@ class CudaBackend final : public CudaSizes<Backend> {
   std::string describe() const override;
   int64_t free_bytes() const override;
 
+  std::unique_ptr<Communicator> make_communicator(std::unique_ptr<Communicator> host) override;
+
   Buffer allocate(int64_t bytes) override;
 
   std::unique_ptr<PackedLinear> pack_linear(std::span<const WeightView> parts,
@@ -36,7 +38,8 @@ class CudaBackend final : public CudaSizes<Backend> {
   std::unique_ptr<StepPlan> make_step_plan(const StepLimits& limits,
                                            const AttentionShape& shape) override;
   void plan_step(StepPlan& plan, const StepInput& input, const KvCache& cache) override;
-  void embedding(const StepPlan& plan, const PackedLinear& table, const MatrixView& out) override;
+  void embedding(const StepPlan& plan, const PackedLinear& table, int32_t first_token,
+                 const MatrixView& out) override;
   void rms_norm(const MatrixView* delta, const MatrixView& residual, const Buffer& weight,
                 float eps, const MatrixView& out) override;
   void linear(const MatrixView& x, const PackedLinear& weight, const MatrixView& y) override;
@@ -50,9 +53,9 @@ class CudaBackend final : public CudaSizes<Backend> {
   void end_layer(const StepPlan& plan) override;
   void gather_rows(const MatrixView& in, std::span<const int64_t> rows,
                    const MatrixView& out) override;
-  void negative_log_likelihood(const MatrixView& hidden, const PackedLinear& head,
-                               std::span<const int32_t> targets, const MatrixView& workspace,
-                               std::span<double> nll) override;
+  void score(const MatrixView& hidden, const PackedLinear& head, int32_t first_token,
+             std::span<const int32_t> targets, const MatrixView& workspace,
+             std::span<PartialScore> scores) override;
   void sample(const MatrixView& logits, std::span<const SamplerRow> rows,
               std::span<int32_t> tokens) override;
   void log_probabilities(const MatrixView& logits, std::span<const int32_t> tokens, int64_t top,
@@ -66,6 +69,9 @@ class CudaBackend final : public CudaSizes<Backend> {
   void use_device() const;  // the CUDA runtime keeps a device per thread
   /// Waits until all that is queued is done, and throws what went wrong in it.
   void wait();
+  /// Waits until query() no longer says cudaErrorNotReady; in a group, as long as that lives.
+  template <class Query>
+  void wait_for(Query query, const char* what);
   /// Waits, then copies the first out.size() values of results_ to the host.
   template <class T>
   void fetch(std::span<T> out);
@@ -76,6 +82,7 @@ class CudaBackend final : public CudaSizes<Backend> {
   cudaStream_t stream_ = nullptr;
   cudaEvent_t layer_done_[kLayersBehind] = {};
   int64_t layers_queued_ = 0;
+  Communicator* group_ = nullptr;  // made here, alive while ops are called; null: one rank
   WeightStager stager_;
   std::unique_ptr<CublasLt> cublas_;
   UploadRing small_;  // rows, targets, samplers

@@ -65,6 +65,18 @@ __global__ void copy_kernel(Rows<const In> in, const Index* index, Rows<Out> out
   });
 }
 
+/// out[t] = table[token_ids[t] - first_token], zeros where that is not in [0, table_rows).
+template <bool kAligned, class In, class Out>
+__global__ void embedding_kernel(const int32_t* token_ids, Rows<const In> table, int64_t table_rows,
+                                 int32_t first_token, Rows<Out> out, int64_t rows, int64_t cols) {
+  for_each_eight(rows, cols, [&](int64_t row, int64_t col, int count) {
+    const int64_t from = int64_t{token_ids[row]} - first_token;
+    Eight values = {};
+    if (from >= 0 && from < table_rows) values = load_part<kAligned>(table[from] + col, count);
+    store_part<kAligned>(values, out[row] + col, count);
+  });
+}
+
 template <class Index>
 void copy(const MatrixView& in, const Index* index, const MatrixView& out, cudaStream_t stream) {
   if (out.rows == 0) return;
@@ -178,9 +190,21 @@ void launch_rms_norm(const MatrixView* delta, const MatrixView& residual, const 
 
 }  // namespace
 
-void embedding(const int32_t* token_ids, const MatrixView& table, const MatrixView& out,
-               cudaStream_t stream) {
-  copy(table, token_ids, out, stream);
+void embedding(const int32_t* token_ids, const MatrixView& table, int32_t first_token,
+               const MatrixView& out, cudaStream_t stream) {
+  if (out.rows == 0) return;
+  const auto [grid, block] = shape_of(out.rows, out.cols);
+  with_type(table.dtype, [&](auto* in_type) {
+    with_type(out.dtype, [&](auto* out_type) {
+      using In = std::remove_pointer_t<decltype(in_type)>;
+      using Out = std::remove_pointer_t<decltype(out_type)>;
+      const auto kernel = has_whole_eights(table) && has_whole_eights(out)
+                              ? embedding_kernel<true, In, Out>
+                              : embedding_kernel<false, In, Out>;
+      kernel<<<grid, block, 0, stream>>>(token_ids, rows_of<const In>(table), table.rows,
+                                         first_token, rows_of<Out>(out), out.rows, out.cols);
+    });
+  });
 }
 
 void gather_rows(const MatrixView& in, const int64_t* rows, const MatrixView& out,

@@ -14,10 +14,10 @@ namespace longspan::cuda {
 // bytes at a time. A row's result depends on that row alone, bit for bit. Only the cols of a matrix
 // are written, never the gap up to its stride.
 
-/// out[t] = table[token_ids[t]]. token_ids: device [out.rows], each a row of table.
-/// table, out: the same cols.
-void embedding(const int32_t* token_ids, const MatrixView& table, const MatrixView& out,
-               cudaStream_t stream);
+/// out[t] = table[token_ids[t] - first_token], zeros where the table has no such row.
+/// token_ids: device [out.rows]; table, out: the same cols.
+void embedding(const int32_t* token_ids, const MatrixView& table, int32_t first_token,
+               const MatrixView& out, cudaStream_t stream);
 
 /// residual += delta (unless null), then out = residual / sqrt(mean(residual^2) + eps) * weight, in
 /// float32. delta, residual, out: [T, H]; weight: device float32 [H]. With a bfloat16 residual the

@@ -17,7 +17,9 @@ struct EngineConfig {
   std::string dtype = "auto";
   std::string device = "auto";  ///< "auto" or "cpu"
   int num_threads = 0;          ///< CPU threads, >= 1; 0: as many as the process may use
-  int tp = 1;                   ///< tensor-parallel ranks; only 1 so far
+  /// Tensor-parallel ranks: GPUs 0 to tp - 1, or shares of the CPU's threads. One that does not
+  /// divide the model's heads is refused with those that do.
+  int tp = 1;
   /// Longest prompt + output in tokens; 0: the model's max_position_embeddings.
   int64_t session_len = 0;
   int max_batch_size = 8;  ///< sequences running at once, >= 1

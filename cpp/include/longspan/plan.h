@@ -17,7 +17,7 @@ struct PlanRemedy {
 };
 
 /// Bytes per component of an engine, computed from configs alone; the engine allocates exactly
-/// this.
+/// this. With tp > 1, of the rank that has the most.
 struct MemoryPlan {
   int64_t weight_bytes = 0;
   int64_t kv_bytes = 0;  ///< address space of the pool; a CPU touches it only as it is used
@@ -44,7 +44,8 @@ struct MemoryPlan {
 
 /// The plan of a model directory under a config, without loading weights. config.device may also
 /// name a GPU that is not there: "h100", "h200", "a100-80g", "a100-40g", "l40s" or "rtx4090".
-/// device_bytes: free bytes to plan for; 0: what the device has free now, one by name in all.
+/// device_bytes: free bytes of a rank to plan for; 0: what the device has free now, which on a CPU
+/// the ranks share, one by name in all.
 /// Throws as Engine::load does, but for CapacityError.
 LONGSPAN_API MemoryPlan plan_memory(const std::string& model_dir, const EngineConfig& config,
                                     int64_t device_bytes = 0);

@@ -33,6 +33,7 @@ _WIDTH = 40  # of the gauge, in characters
     "session_len",
     "rope_scaling_factor",
     "device",
+    "tp",
     "dtype",
     "kv_cache_dtype",
     "num_threads",

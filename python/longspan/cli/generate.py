@@ -29,6 +29,7 @@ from longspan.config import EngineConfig, GenerationConfig
     "rope_scaling_factor",
     "rope_length",
     "device",
+    "tp",
     "dtype",
     "kv_cache_dtype",
     "num_threads",

@@ -37,6 +37,10 @@ _ENGINE: dict[str, Any] = {
         str | None,
         typer.Option(help="auto, cpu, cuda or cuda:N. auto takes a GPU where there is one."),
     ],
+    "tp": Annotated[
+        int | None,
+        typer.Option(help="Tensor-parallel ranks: GPUs, or shares of the CPU's threads."),
+    ],
     "dtype": Annotated[str | None, typer.Option(help="auto, bfloat16 or float32.")],
     "num_threads": Annotated[
         int | None, typer.Option("--threads", help="CPU threads. Default: all there are.")

@@ -41,6 +41,7 @@ _FIELDS = (
     "cache_max_entry_count",
     "max_prefill_token_num",
     "device",
+    "tp",
     "dtype",
     "kv_cache_dtype",
     *SOURCE,

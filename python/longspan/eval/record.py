@@ -34,6 +34,7 @@ SCHEMA = 1
 
 _ENGINE = (
     "device",
+    "tp",
     "num_threads",
     "session_len",
     "max_batch_size",

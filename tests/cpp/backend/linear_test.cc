@@ -224,7 +224,7 @@ TEST_P(Linear, EmbeddingReadsTheTableBack) {
   const CpuPackedLinear packed = pack(table);
   const std::vector<int32_t> ids = {69, 0, 31, 32, 32};
   const Output out(5, 100);
-  embedding(pool, ids, packed, out.view());
+  embedding(pool, ids, packed, 0, out.view());
   const Matrix got = reference::read(out.view());
   for (int64_t t = 0; t < 5; ++t) {
     for (int64_t c = 0; c < 100; ++c) {
@@ -245,12 +245,13 @@ class LogLikelihood : public Linear {
                           const std::vector<int32_t>& targets, int threads, int64_t first,
                           int64_t count) const {
     ThreadPool pool(threads);
-    std::vector<float> workspace(static_cast<size_t>(nll_workspace_bytes(threads) / 4));
-    std::vector<double> nll(static_cast<size_t>(count));
-    negative_log_likelihood(
-        kernels(), pool, hidden.view().rows_from(first, count), head,
-        std::span(targets).subspan(static_cast<size_t>(first), static_cast<size_t>(count)),
-        workspace.data(), nll);
+    std::vector<float> workspace(static_cast<size_t>(score_workspace_bytes(threads) / 4));
+    std::vector<PartialScore> scores(static_cast<size_t>(count));
+    score(kernels(), pool, hidden.view().rows_from(first, count), head, 0,
+          std::span(targets).subspan(static_cast<size_t>(first), static_cast<size_t>(count)),
+          workspace.data(), scores);
+    std::vector<double> nll;
+    for (const PartialScore& part : scores) nll.push_back(negative_log_likelihood({&part, 1}));
     return nll;
   }
 };

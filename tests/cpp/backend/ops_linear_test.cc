@@ -1,3 +1,4 @@
+#include <array>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -105,13 +106,34 @@ TEST_P(LinearOps, NegativeLogLikelihood) {
       for (int64_t r = 0; r < rows; ++r) {
         targets.push_back(static_cast<int32_t>(r * 7919 % vocabulary));
       }
-      std::vector<double> nll(targets.size(), -1.0);
-      backend().negative_log_likelihood(hidden.view(), *packed, targets, workspace.view(), nll);
+      std::vector<PartialScore> scores(targets.size());
+      backend().score(hidden.view(), *packed, 0, targets, workspace.view(), scores);
+      // The same from two heads that share the vocabulary out.
+      const int64_t middle = vocabulary / 3;
+      std::vector<PartialScore> low(targets.size());
+      std::vector<PartialScore> high(targets.size());
+      if (middle > 0) {
+        const auto rows_of = [&](int64_t begin, int64_t end) {
+          Matrix part(end - begin, kIn);
+          for (int64_t r = begin; r < end; ++r) {
+            for (int64_t c = 0; c < kIn; ++c) part.at(r - begin, c) = head.at(r, c);
+          }
+          return pack(part);
+        };
+        const DeviceMatrix of_low = matrix(acc(), 16, middle);
+        const DeviceMatrix of_high = matrix(acc(), 16, vocabulary - middle);
+        backend().score(hidden.view(), *rows_of(0, middle), 0, targets, of_low.view(), low);
+        backend().score(hidden.view(), *rows_of(middle, vocabulary), static_cast<int32_t>(middle),
+                        targets, of_high.view(), high);
+      }
       const Matrix logits = reference::linear(hidden.read(), head);
       for (int64_t r = 0; r < rows; ++r) {
         const auto i = static_cast<size_t>(r);
         const double expected = reference::log_sum_exp(logits.row(r)) - logits.at(r, targets[i]);
-        EXPECT_NEAR(nll[i], expected, 2 * sum_error(kIn, 2.0, 0.5) + 1e-6) << r;
+        const double tolerance = 2 * sum_error(kIn, 2.0, 0.5) + 1e-6;
+        EXPECT_NEAR(negative_log_likelihood({&scores[i], 1}), expected, tolerance) << r;
+        if (middle == 0) continue;
+        EXPECT_NEAR(negative_log_likelihood(std::array{low[i], high[i]}), expected, tolerance) << r;
       }
     }
   }
@@ -124,11 +146,14 @@ TEST_P(LinearOps, NegativeLogLikelihoodOfBadInputIsNotFinite) {
   values.at(1, 5) = std::numeric_limits<double>::infinity();
   const DeviceMatrix hidden(backend(), act(), values);
   const DeviceMatrix workspace = matrix(acc(), 4, 100);
-  std::vector<double> nll(3);
-  backend().negative_log_likelihood(hidden.view(), *packed, std::vector<int32_t>{1, 2, 3},
-                                    workspace.view(), nll);
-  EXPECT_TRUE(std::isfinite(nll[0]) && std::isfinite(nll[2]));
-  EXPECT_FALSE(std::isfinite(nll[1]));
+  std::vector<PartialScore> scores(3);
+  backend().score(hidden.view(), *packed, 0, std::vector<int32_t>{1, 2, 3}, workspace.view(),
+                  scores);
+  const auto is_finite = [&](size_t i) {
+    return std::isfinite(negative_log_likelihood({&scores[i], 1}));
+  };
+  EXPECT_TRUE(is_finite(0) && is_finite(2));
+  EXPECT_FALSE(is_finite(1));
 }
 
 }  // namespace

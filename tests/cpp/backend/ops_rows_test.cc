@@ -99,11 +99,20 @@ TEST_P(RowOps, Embedding) {
     StepInput input{{299, 0, 7, 7, 150, 31}, {0, 6}, {0}, {{0}}, {profile}};
     backend().plan_step(*plan, input, cache);
     const DeviceMatrix embedded = matrix(acc(), input.num_tokens(), cols);
-    backend().embedding(*plan, *packed, embedded.view());
+    backend().embedding(*plan, *packed, 0, embedded.view());
     const Matrix got = embedded.read();
+    // As a table that begins at token 31 has it: of what it lacks, zeros.
+    backend().embedding(*plan, *packed, 31, embedded.view());
+    const Matrix moved = embedded.read();
+    const std::vector<double> zeros(static_cast<size_t>(cols));
     for (int64_t t = 0; t < got.rows; ++t) {
       const int32_t id = input.token_ids[static_cast<size_t>(t)];
       EXPECT_TRUE(std::ranges::equal(got.row(t), table.row(id))) << t;
+      if (id < 31) {
+        EXPECT_TRUE(std::ranges::equal(moved.row(t), zeros)) << t;
+      } else {
+        EXPECT_TRUE(std::ranges::equal(moved.row(t), table.row(id - 31))) << t;
+      }
     }
   }
 }

@@ -77,7 +77,7 @@ TEST(MemoryPlan, BadOptionsAreNamed) {
   expect_named([](EngineConfig& c) { c.kv_cache_dtype = "int8"; },
                "kv_cache_dtype: expected one of \"auto\" on cpu (");
   expect_named([](EngineConfig& c) { c.max_prefill_token_num = -1; }, "max_prefill_token_num");
-  expect_named([](EngineConfig& c) { c.tp = 2; }, "tp");
+  expect_named([](EngineConfig& c) { c.tp = 5; }, "tp");
   expect_named([](EngineConfig& c) { c.rope_length = {RopeLengthPolicy::kFixed, 0}; },
                "rope_length");
   expect_named([](EngineConfig& c) { c.rope_scaling_factor = 0.5; }, "rope_scaling_factor");

@@ -144,11 +144,13 @@ TEST_P(Group, AFailedRankEndsTheOthersAndAllRecover) {
               "rank " + std::to_string(failing) + " of " + std::to_string(size) + ": injected";
           EXPECT_EQ(error.what(), expected);
           ++woken;
+          EXPECT_THROW(ranks.check(), ParallelError);
           EXPECT_THROW(ranks.all_reduce(m.view), ParallelError);
         } catch (const std::runtime_error& error) {
           ranks.fail(error.what());
         }
         EXPECT_TRUE(ranks.recover());
+        EXPECT_NO_THROW(ranks.check());
         m.at(0, 0) = 1.0f;
         ranks.all_reduce(m.view);
         EXPECT_EQ(m.at(0, 0), static_cast<float>(size));

@@ -1,7 +1,7 @@
 #include <cmath>
 #include <type_traits>
 
-#include "backend/cuda/log_likelihood.h"
+#include "backend/cuda/score.h"
 #include "backend/cuda/vector.cuh"
 
 namespace longspan::cuda {
@@ -31,8 +31,8 @@ struct LogSumExp {
 };
 
 template <bool kAligned, class T>
-__global__ void log_likelihood_kernel(const T* logits, int64_t stride, int64_t cols,
-                                      const int32_t* targets, double* nll) {
+__global__ void score_kernel(const T* logits, int64_t stride, int64_t cols, int32_t first_token,
+                             const int32_t* targets, PartialScore* scores) {
   __shared__ float maxima[kThreads / 32];
   __shared__ double sums[kThreads / 32];
   const T* row = logits + blockIdx.x * stride;
@@ -64,21 +64,24 @@ __global__ void log_likelihood_kernel(const T* logits, int64_t stride, int64_t c
   __syncthreads();
   if (threadIdx.x != 0) return;
   for (int warp = 1; warp < kThreads / 32; ++warp) total.merge({maxima[warp], sums[warp]});
-  const auto chosen = static_cast<double>(to_float(row[targets[blockIdx.x]]));
-  nll[blockIdx.x] = log(total.sum) + static_cast<double>(total.max) - chosen;
+  const int64_t target = int64_t{targets[blockIdx.x]} - first_token;
+  scores[blockIdx.x].max = static_cast<double>(total.max);
+  scores[blockIdx.x].sum = total.sum;
+  scores[blockIdx.x].target =
+      target >= 0 && target < cols ? static_cast<double>(to_float(row[target])) : 0.0;
 }
 
 }  // namespace
 
-void log_likelihood(const MatrixView& logits, const int32_t* targets, double* nll,
-                    cudaStream_t stream) {
+void score(const MatrixView& logits, int32_t first_token, const int32_t* targets,
+           PartialScore* scores, cudaStream_t stream) {
   if (logits.rows == 0) return;
   with_type(logits.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const auto kernel =
-        has_whole_eights(logits) ? log_likelihood_kernel<true, T> : log_likelihood_kernel<false, T>;
+    const auto kernel = has_whole_eights(logits) ? score_kernel<true, T> : score_kernel<false, T>;
     kernel<<<static_cast<unsigned>(logits.rows), kThreads, 0, stream>>>(
-        static_cast<const T*>(logits.data), logits.stride, logits.cols, targets, nll);
+        static_cast<const T*>(logits.data), logits.stride, logits.cols, first_token, targets,
+        scores);
   });
 }
 

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <limits>
 
 #include "backend/cpu/linear.h"
@@ -14,11 +13,11 @@ constexpr int64_t kCols = kPanels * kPanelCols;
 
 }  // namespace
 
-int64_t nll_workspace_bytes(int num_threads) { return num_threads * kRows * kCols * 4; }
+int64_t score_workspace_bytes(int num_threads) { return num_threads * kRows * kCols * 4; }
 
-void negative_log_likelihood(const Kernels& kernels, ThreadPool& pool, const MatrixView& hidden,
-                             const CpuPackedLinear& head, std::span<const int32_t> targets,
-                             float* workspace, std::span<double> nll) {
+void score(const Kernels& kernels, ThreadPool& pool, const MatrixView& hidden,
+           const CpuPackedLinear& head, int32_t first_token, std::span<const int32_t> targets,
+           float* workspace, std::span<PartialScore> scores) {
   // Fewer rows to a job where there would not be one for each thread.
   const int64_t share = (hidden.rows + pool.size() - 1) / pool.size();
   const int64_t per_job = std::clamp<int64_t>(share, 1, kRows);
@@ -46,13 +45,13 @@ void negative_log_likelihood(const Kernels& kernels, ThreadPool& pool, const Mat
         const float* logits = tile + r * kCols;
         const auto row = static_cast<size_t>(r);
         kernels.log_sum_exp({.x = logits, .n = cols, .max = &max[row], .sum = &sum[row]});
-        const int64_t target = targets[static_cast<size_t>(begin + r)] - first;
+        const int64_t target = targets[static_cast<size_t>(begin + r)] - first_token - first;
         if (target >= 0 && target < cols) chosen[row] = logits[target];
       }
     }
     for (int64_t r = 0; r < rows; ++r) {
       const auto row = static_cast<size_t>(r);
-      nll[static_cast<size_t>(begin + r)] = std::log(sum[row]) + max[row] - chosen[row];
+      scores[static_cast<size_t>(begin + r)] = {max[row], sum[row], chosen[row]};
     }
   });
 }

@@ -1,0 +1,116 @@
+#include "engine/load_ranks.h"
+
+#include <algorithm>
+#include <exception>
+#include <functional>
+#include <limits>
+#include <mutex>
+#include <numeric>
+#include <thread>
+#include <utility>
+
+#include "core/check.h"
+#include "engine/memory_plan.h"
+
+namespace longspan {
+namespace {
+
+/// Calls work(rank) for each rank in a thread of its own; rethrows the first failure when all have
+/// ended.
+void for_each_rank(int size, const std::function<void(int)>& work) {
+  std::mutex mutex;
+  std::exception_ptr failure;  // guarded by mutex
+  const auto guarded = [&](int rank) {
+    try {
+      work(rank);
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      if (!failure) failure = std::current_exception();
+    }
+  };
+  std::vector<std::thread> threads;
+  for (int rank = 1; rank < size; ++rank) threads.emplace_back(guarded, rank);
+  guarded(0);
+  for (std::thread& thread : threads) thread.join();
+  if (failure) std::rethrow_exception(failure);
+}
+
+/// Adds up the progress of ranks that load at the same time, and ends the others when one fails.
+class SharedProgress {
+ public:
+  SharedProgress(int size, const WeightProgress& report)
+      : report_(report), done_(static_cast<size_t>(size)), total_(static_cast<size_t>(size)) {}
+
+  void advance(int rank, int64_t done, int64_t total) {
+    const std::lock_guard lock(mutex_);
+    require<ParallelError>(!failed_, "rank ", rank, ": expected all ranks to load, got a failure");
+    done_[static_cast<size_t>(rank)] = done;
+    total_[static_cast<size_t>(rank)] = total;
+    // Until each has begun, the whole is not known.
+    if (!report_ || std::ranges::find(total_, 0) != total_.end()) return;
+    report_(std::accumulate(done_.begin(), done_.end(), int64_t{0}),
+            std::accumulate(total_.begin(), total_.end(), int64_t{0}));
+  }
+  void fail() {
+    const std::lock_guard lock(mutex_);
+    failed_ = true;
+  }
+
+ private:
+  const WeightProgress& report_;
+  std::mutex mutex_;
+  std::vector<int64_t> done_;   // [size], bytes; guarded by mutex_
+  std::vector<int64_t> total_;  // [size], bytes; guarded by mutex_
+  bool failed_ = false;         // guarded by mutex_
+};
+
+}  // namespace
+
+std::vector<Rank> connect_ranks(std::vector<std::unique_ptr<Backend>> backends) {
+  const auto size = static_cast<int>(backends.size());
+  std::vector<std::unique_ptr<Communicator>> local;
+  if (size == 1) {
+    local.push_back(make_single_communicator());
+  } else {
+    local = make_local_communicators(size);
+  }
+  std::vector<Rank> ranks(backends.size());
+  for_each_rank(size, [&](int r) {
+    const auto i = static_cast<size_t>(r);
+    ranks[i].backend = std::move(backends[i]);
+    ranks[i].communicator = ranks[i].backend->make_communicator(std::move(local[i]));
+  });
+  return ranks;
+}
+
+int64_t bytes_per_rank(const std::vector<Rank>& ranks) {
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (const Rank& rank : ranks) least = std::min(least, rank.backend->free_bytes());
+  return ranks.front().backend->traits().shares_memory ? least / std::ssize(ranks) : least;
+}
+
+void load_ranks(const ModelConfig& model, const EngineConfig& config, const MemoryPlan& plan,
+                const Checkpoint& checkpoint, const WeightProgress& progress,
+                std::vector<Rank>& ranks) {
+  const auto size = static_cast<int>(ranks.size());
+  SharedProgress shared(size, progress);
+  for_each_rank(size, [&](int r) {
+    Rank& rank = ranks[static_cast<size_t>(r)];
+    try {
+      const auto threads = static_cast<int>(share_of(config.num_threads, r, size).size());
+      DecoderWeights weights = load_weights(
+          model, checkpoint, *rank.backend, Shard(model, r, size), std::max(1, threads),
+          [&](int64_t done, int64_t total) { shared.advance(r, done, total); });
+      rank.cache = {rank.backend->allocate(plan.kv_bytes), kv_shape(config, model), plan.num_blocks,
+                    plan.block_bytes};
+      rank.decoder =
+          std::make_unique<Decoder>(model, *rank.backend, *rank.communicator, std::move(weights),
+                                    decoder_limits(config, rank.backend->traits()));
+    } catch (...) {
+      shared.fail();
+      throw;
+    }
+  });
+}
+
+}  // namespace longspan

@@ -18,7 +18,7 @@ def demo(
     factor: Annotated[
         float, typer.Option(min=1.0, help="The dynamic NTK scaling factor to compare with none.")
     ] = 4.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Passkeys hidden at each length.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Passkeys hidden at each length.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the keys and where they are hidden.")] = 0,
     output_dir: Annotated[
         Path, typer.Option(help="Where longspan-demo.png and longspan-demo.json go.")
@@ -30,7 +30,7 @@ def demo(
 ) -> None:
     """Show a model reading past its trained length, with and without RoPE scaling.
 
-    At growing lengths it hides passkeys in filler text and measures the perplexity of natural
+    At growing lengths it hides a passkey in filler text and measures the perplexity of natural
     text, then writes a plot and a record. It takes a few minutes, and needs
     pip install 'longspan[demo]'.
 

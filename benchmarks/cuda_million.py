@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 from cuda_reference_job import Floors
+from longspan.progress import rate
 
 CEILING = 690e12  # FLOP/s
 COPY = 3.0e12  # bytes/s
@@ -88,8 +89,7 @@ class Watch:
             self._said = now
             print(
                 f"  {state.prefill_done:,} of {state.prefill_total:,} tokens, "
-                f"{state.tokens_per_s:,.0f} tokens/s, {self.tflops():,.0f} TFLOP/s, "
-                f"{state.eta_s:,.0f} s left, {state.generated} generated",
+                f"{rate(states)}, {state.eta_s:,.0f} s left, {state.generated} generated",
                 flush=True,
             )
         if now > self.deadline:
@@ -99,8 +99,7 @@ class Watch:
         return self.last.prefill_done / self.last.tokens_per_s if self.last.tokens_per_s else 0.0
 
     def tflops(self) -> float:
-        seconds = self.seconds()
-        return self.floors.flops(self.last.prefill_done) / seconds * 1e-12 if seconds else 0.0
+        return self.last.flops_per_s * 1e-12
 
 
 def passkey_prompt(tokenizer: Any, session_len: int, seed: int) -> tuple[str, int]:

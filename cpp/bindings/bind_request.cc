@@ -136,6 +136,7 @@ void bind_request(py::module_& m) {
       .field("generated", &Progress::generated)
       .field("elapsed_s", &Progress::elapsed_s)
       .field("tokens_per_s", &Progress::tokens_per_s)
+      .field("flops_per_s", &Progress::flops_per_s)
       .field("eta_s", &Progress::eta_s);
 
   bind_output(m);

@@ -81,7 +81,8 @@ class Engine::Impl {
     const RequestLengths lengths = lengths_of(request);
     const uint64_t seed = request.generation.seed.value_or(random_seed());
     auto state = std::make_shared<RequestState>(
-        std::move(request), lengths, rope_->profile(lengths.rope_length), seed, std::move(signal));
+        std::move(request), lengths, rope_->profile(lengths.rope_length), seed, std::move(signal),
+        StepCost(model_, 1.0).flops(lengths.prompt, 0));
     {
       const std::lock_guard lock(mutex_);
       if (closing_) throw EngineClosed("submit: expected an open engine, got a closed one");

@@ -13,11 +13,12 @@ double seconds(std::chrono::steady_clock::duration d) {
 }  // namespace
 
 RequestState::RequestState(Request request_, const RequestLengths& lengths_, RopeProfile profile_,
-                           uint64_t seed_, std::shared_ptr<Signal> signal)
+                           uint64_t seed_, std::shared_ptr<Signal> signal, double prefill_flops_)
     : request(std::move(request_)),
       lengths(lengths_),
       profile(std::make_shared<const RopeProfile>(std::move(profile_))),
       seed(seed_),
+      prefill_flops(prefill_flops_),
       signal_(std::move(signal)) {
   output_.input_token_len = lengths.prompt;
   output_.rope_profile = *profile;
@@ -146,6 +147,7 @@ Progress RequestState::progress() {
   const double spent = std::max(seconds((prefilled ? prefilled_ : now) - started_), 1e-9);
   p.tokens_per_s = static_cast<double>(computed) / spent;
   const double work = std::max(prefill_work_ - skipped_work_, 1e-9);
+  p.flops_per_s = work * prefill_flops / spent;
   p.eta_s = prefilled ? 0.0 : spent * (1.0 - prefill_work_) / work;
   return p;
 }

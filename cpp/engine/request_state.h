@@ -20,12 +20,13 @@ namespace longspan {
 class RequestState {
  public:
   RequestState(Request request, const RequestLengths& lengths, RopeProfile profile, uint64_t seed,
-               std::shared_ptr<Signal> signal = nullptr);
+               std::shared_ptr<Signal> signal = nullptr, double prefill_flops = 0.0);
 
   const Request request;
   const RequestLengths lengths;
   const std::shared_ptr<const RopeProfile> profile;
   const uint64_t seed;
+  const double prefill_flops;  ///< arithmetic of the whole prompt
 
   /// Whether every row of the prompt is scored, so that none can be left to the prefix cache.
   bool scores_prompt() const { return request.kind == RequestKind::kScore || request.token_nll; }

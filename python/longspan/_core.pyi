@@ -92,6 +92,7 @@ class Progress:
     generated: int
     elapsed_s: float
     tokens_per_s: float
+    flops_per_s: float
     eta_s: float
 
 class Signal:

@@ -24,6 +24,7 @@ from longspan.eval.heartbeat import Heartbeat
 from longspan.eval.record import Record, engine_facts, sha256_of_text
 from longspan.model_path import resolve_model
 from longspan.pipeline import Pipeline, pipeline
+from longspan.progress import rate
 from longspan.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -138,11 +139,11 @@ class Demo:
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
-            TextColumn("{task.fields[speed]:,.0f}/s"),
+            TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),
             console=self._console,
         )
-        self._task = self._bar.add_task("Loading", total=None, visible=False, speed=0)
+        self._task = self._bar.add_task("Loading", total=None, visible=False, speed="")
 
     def run(self) -> None:
         """Ctrl-C leaves the plot and the record of what is finished, and passes on."""
@@ -241,7 +242,7 @@ class Demo:
             self._task,
             completed=state.prefill_done,
             total=state.prefill_total,
-            speed=state.tokens_per_s,
+            speed=rate([state]),
             visible=True,
         )
 

@@ -58,13 +58,19 @@ class Bar:
         self.close()
 
 
+def rate(states: Sequence[Progress]) -> str:
+    """How fast the fastest of the prompts goes: "1,235 tokens/s, 12.3 TFLOP/s"."""
+    tokens = max((state.tokens_per_s for state in states), default=0.0)
+    flops = max((state.flops_per_s for state in states), default=0.0)
+    return f"{tokens:,.0f} tokens/s, {flops * 1e-12:.3g} TFLOP/s"
+
+
 def show(bar: Bar, states: Sequence[Progress]) -> None:
     """The prompts' progress as one bar: prompt tokens first, then what is being generated."""
     done = sum(state.prefill_done for state in states)
     total = sum(state.prefill_total for state in states)
     generated = sum(state.generated for state in states)
-    speed = max((state.tokens_per_s for state in states), default=0.0)
-    note = f"{generated} generated" if generated else f"{speed:,.0f} tokens/s"
+    note = f"{generated} generated" if generated else rate(states)
     bar.update(done, total, note)
 
 

@@ -208,18 +208,22 @@ def test_a_heartbeat_says_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("longspan.eval.heartbeat.time.monotonic", lambda: clock[0])
     beat = Heartbeat(lines.append)
     state = SimpleNamespace(
-        prefill_done=12345, prefill_total=1_000_000, tokens_per_s=1234.6, eta_s=800.2
+        prefill_done=12345,
+        prefill_total=1_000_000,
+        tokens_per_s=1234.6,
+        flops_per_s=98.76e12,
+        eta_s=800.2,
     )
     for clock[0] in (101.0, 109.9, 110.0, 111.0, 120.0):
         beat([state])
         state.eta_s = -1.0
     assert lines == [
-        "12,345 of 1,000,000 tokens, 1,235 tokens/s",
-        "12,345 of 1,000,000 tokens, 1,235 tokens/s",
+        "12,345 of 1,000,000 tokens, 1,235 tokens/s, 98.8 TFLOP/s",
+        "12,345 of 1,000,000 tokens, 1,235 tokens/s, 98.8 TFLOP/s",
     ]
     state.eta_s, clock[0] = 800.2, 130.0
     beat([state])
-    assert lines[2].endswith("tokens/s, 800 s left")
+    assert lines[2].endswith("TFLOP/s, 800 s left")
 
 
 def fake_engine() -> Any:

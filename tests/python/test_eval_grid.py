@@ -353,8 +353,12 @@ def test_the_time_left_follows_the_square(monkeypatch: pytest.MonkeyPatch) -> No
         with shown.cell(cells[1]) as progress:
             clock[0] += 12.0
             assert shown.seconds_left(2000, 12.0) == pytest.approx(16 * 3.0)
-            progress([SimpleNamespace(prefill_done=2000, prefill_total=2000, tokens_per_s=9.5)])
-        assert lines == ["2 of 3: cell 2000: 2,000 of 2,000 tokens, 10 tokens/s, 48 s left in all"]
+            state = {"prefill_done": 2000, "prefill_total": 2000}
+            state |= {"tokens_per_s": 9.5, "flops_per_s": 2e9}
+            progress([SimpleNamespace(**state)])
+        assert lines == [
+            "2 of 3: cell 2000: 2,000 of 2,000 tokens, 10 tokens/s, 0.002 TFLOP/s, 48 s left in all"
+        ]
     assert [watch.duration(s) for s in (0.4, 89, 100, 6000, 11_100)] == [
         "0 s",
         "89 s",

@@ -47,6 +47,8 @@ struct Progress {
   int64_t generated = 0;      ///< tokens generated so far
   double elapsed_s = 0.0;     ///< since submission
   double tokens_per_s = 0.0;  ///< computed of the prefill, since its first step
+  double flops_per_s = 0.0;   ///< arithmetic of those tokens: 2 FLOPs per weight of a layer's
+                              ///< linears, 4 head_dim per query head, query and visible key
   double eta_s = -1.0;        ///< seconds to the end of the prefill; < 0: not known yet
 };
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from longspan.progress import rate
+
 if TYPE_CHECKING:
     from longspan._core import Progress
 
@@ -26,7 +28,6 @@ class Heartbeat:
         self._said = time.monotonic()
         done = sum(state.prefill_done for state in states)
         total = sum(state.prefill_total for state in states)
-        speed = max(state.tokens_per_s for state in states)
         left = max(state.eta_s for state in states)
         eta = f", {left:,.0f} s left" if left >= 0 else ""
-        self._say(f"{done:,} of {total:,} tokens, {speed:,.0f} tokens/s{eta}")
+        self._say(f"{done:,} of {total:,} tokens, {rate(states)}{eta}")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from longspan.eval.heartbeat import INTERVAL
-from longspan.progress import ProgressCallback
+from longspan.progress import ProgressCallback, rate
 
 if TYPE_CHECKING:
     from longspan._core import ModelInfo, Progress
@@ -85,14 +85,14 @@ class Watch:
                 description=name,
                 completed=state.prefill_done,
                 total=state.prefill_total,
-                speed=state.tokens_per_s,
+                speed=rate([state]),
                 left=eta,
             )
         elif time.monotonic() - self._said >= INTERVAL:
             self._said = time.monotonic()
             self._say(
                 f"{name}: {state.prefill_done:,} of {state.prefill_total:,} tokens, "
-                f"{state.tokens_per_s:,.0f} tokens/s{eta}"
+                f"{rate([state])}{eta}"
             )
 
 
@@ -111,7 +111,7 @@ def _rich_bar() -> Any:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=16),
-        TextColumn("{task.completed:,.0f} tokens, {task.fields[speed]:,.0f}/s{task.fields[left]}"),
+        TextColumn("{task.completed:,.0f} tokens, {task.fields[speed]}{task.fields[left]}"),
         console=Console(stderr=True),
         redirect_stdout=sys.stdout.isatty(),  # what goes to a file stays out of the terminal
         transient=True,

@@ -229,6 +229,14 @@ TEST(PrefixSharing, ProgressCountsWhatWasCachedButItsRateDoesNot) {
   EXPECT_EQ(output.cached_tokens, 399);
   EXPECT_EQ(progress.prefill_done, 400);
   EXPECT_NEAR(progress.tokens_per_s * output.prefill_s, 1.0, 1e-6);
+  // The last row's linears and its 400 keys, counted by hand from the tiny model's shape.
+  const ModelInfo& m = engine->model();
+  const auto table = static_cast<double>(m.vocab_size * m.hidden_size);
+  const auto norms = static_cast<double>((2 * m.num_layers + 1) * m.hidden_size);
+  const double weights = static_cast<double>(m.num_parameters) - table - norms;
+  const auto pairs = static_cast<double>(m.num_layers * m.num_heads * m.head_dim * 400);
+  const double flops = progress.flops_per_s * output.prefill_s;
+  EXPECT_NEAR(flops / (2 * weights + 4 * pairs), 1.0, 0.01);
 }
 
 }  // namespace

@@ -31,7 +31,16 @@ def call(*args: Any, stdin: str | None = None) -> Any:
 
 def test_version_and_help() -> None:
     assert call("--version").output == f"longspan {longspan.__version__}\n"
-    for command in ([], ["demo"], ["generate"], ["chat"], ["plan"], ["eval"], ["eval", "passkey"]):
+    for command in (
+        [],
+        ["demo"],
+        ["generate"],
+        ["chat"],
+        ["plan"],
+        ["doctor"],
+        ["eval"],
+        ["eval", "passkey"],
+    ):
         result = call(*command, "--help")
         assert result.exit_code == 0
         assert "Usage" in result.output

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from longspan._core import LongspanError, version
-from longspan.cli import chat, demo, evaluate, generate, plan
+from longspan.cli import chat, demo, doctor, evaluate, generate, plan
 
 INTERRUPTED = 130
 
@@ -72,6 +72,7 @@ app.command()(demo.demo)
 app.command()(generate.generate)
 app.command()(chat.chat)
 app.command()(plan.plan)
+app.command()(doctor.doctor)
 app.add_typer(evaluate.app, name="eval")
 
 

@@ -1,8 +1,9 @@
-"""Claim: of 20 keys spread over a million tokens all 20 are found, for every format of the cache.
+"""Claim: of 20 keys spread over a million tokens all 20 are found, in every format of the cache.
 
 The model is one whose weights are set by construction (longspan/eval/retrieval.py): two layers of
 four heads of 128, each of which looks for keys of its own. The first partner comes from the
-prefill, the others from 19 decoded tokens, each a reading of the whole cache.
+prefill, the others from 19 decoded tokens, each a reading of the whole cache. A format that the
+device lacks is named and passed over.
 
     python benchmarks/cuda_retrieval.py [--length 1000000] [--json FILE]
 """
@@ -31,7 +32,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where the record goes")
     args = parser.parse_args()
 
-    from longspan import EngineConfig
+    from longspan import EngineConfig, Unsupported
     from longspan._core import Engine, GenerationConfig
     from longspan.eval.retrieval import RetrievalModel
 
@@ -50,7 +51,12 @@ def main() -> int:
             }
             if args.prefill_attention:
                 options["prefill_attention"] = args.prefill_attention
-            with Engine.load(scratch, EngineConfig(**options)) as engine:
+            try:
+                engine = Engine.load(scratch, EngineConfig(**options))
+            except Unsupported as error:
+                print(f"{name:10} {error}", flush=True)
+                continue
+            with engine:
                 backend = engine.model.backend
                 begin = time.perf_counter()
                 config = GenerationConfig(max_new_tokens=model.num_keys, ignore_eos=True)
@@ -69,7 +75,7 @@ def main() -> int:
             "results": rows,
         }
         args.json.write_text(json.dumps(record, indent=1) + "\n")
-    return 0 if all(row["found"] == len(partners) for row in rows) else 1
+    return 0 if rows and all(row["found"] == len(partners) for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "core/check.h"
 #include "kv/block_table.h"
+#include "model/shard.h"
 
 namespace longspan {
 namespace {
@@ -69,6 +71,19 @@ MemoryPlan plan_with_remedies(const EngineConfig& config, const ModelConfig& mod
     other.config.kv_cache_dtype = name_of(format);
     other.set("kv_cache_dtype", name_of(format));
     add(std::move(other));
+  }
+  // Ranks that take from the same memory would gain nothing.
+  const std::vector<int> sizes =
+      backend.traits().shares_memory ? std::vector<int>() : possible_tp(model);
+  for (const int tp : sizes) {
+    if (tp <= config.tp) continue;
+    Trial ranks{config, ""};
+    ranks.config.tp = tp;
+    ranks.set("tp", tp);
+    const MemoryPlan split = make_memory_plan(ranks.config, model, backend, device_bytes);
+    if (!split.fits) continue;
+    plan.remedies.push_back({ranks.changes, split.total_bytes(), split.max_session_len});
+    break;
   }
   return plan;
 }

@@ -74,7 +74,17 @@ def test_what_does_not_fit_says_what_would(seven_b: Path) -> None:
     result = plan(seven_b, **options)
     # 131 GB of KV fit the card's 150 GB beside the weights, but not four fifths of what they leave.
     assert not result.fits and result.max_session_len < 1_000_000
-    assert result.remedies
+    assert any(remedy.change == "tp=2" for remedy in result.remedies)
+    check_remedies(seven_b, options, 0, result)
+
+
+def test_a_million_tokens_on_80_gb(seven_b: Path) -> None:
+    options: dict[str, Any] = {"device": "h100", "session_len": 1_000_000, "max_batch_size": 1}
+    result = plan(seven_b, **options)
+    assert not result.fits
+    assert result.session_kv_bytes == 15625 * 64 * 2 * 32 * 8 * 128 * 2  # bfloat16
+    changes = [remedy.change for remedy in result.remedies]
+    assert any(change.startswith("kv_cache_dtype=int8_int4") for change in changes)
     check_remedies(seven_b, options, 0, result)
 
 
@@ -93,6 +103,7 @@ def test_remedies_of_a_cpu(seven_b: Path) -> None:
     for device_bytes in (least, least - GIB // 2):  # a larger share; smaller chunks too
         result = plan(seven_b, device_bytes, **options)
         assert not result.fits and result.remedies
+        assert not any("tp" in remedy.change for remedy in result.remedies)
         check_remedies(seven_b, options, device_bytes, result)
     hopeless = plan(seven_b, 10 * GIB, **options)
     assert not hopeless.fits and not hopeless.remedies

@@ -12,7 +12,7 @@ namespace longspan {
 /// A change of options under which a session that does not fit would.
 struct PlanRemedy {
   std::string change;           ///< such as "kv_cache_dtype=int8, max_prefill_token_num=2112"
-  int64_t total_bytes = 0;      ///< that the plan would then take
+  int64_t total_bytes = 0;      ///< that the plan would then take, per device
   int64_t max_session_len = 0;  ///< longest session_len that would then fit, tokens
 };
 

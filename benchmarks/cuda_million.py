@@ -36,6 +36,10 @@ TARGET_S = 364.0
 SAID_EVERY_S = 10.0
 #: What the document leaves free in the prompt.
 ROOM = 1000
+#: Tokens of a KV block.
+BLOCK = 64
+#: Prompt tokens in a step, the device's best first.
+CHUNKS = (None, 4224, 2112, 1056)
 
 
 class OutOfTime(Exception):
@@ -116,18 +120,24 @@ def passkey_prompt(tokenizer: Any, session_len: int, seed: int) -> tuple[str, in
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Those given, and where they leave it open the largest chunk with which the session fits."""
+    from longspan import EngineConfig, plan_memory
+
     options: dict[str, Any] = {
         "device": args.device,
         "session_len": args.session_len,
         "rope_scaling_factor": 2.5,
         "max_batch_size": 1,
-        "cache_max_entry_count": args.cache_max_entry_count,
+        "cache_max_entry_count": args.cache_max_entry_count or -(-args.session_len // BLOCK),
+        "cache_block_seq_len": BLOCK,
         "kv_cache_dtype": args.kv_cache_dtype,
     }
-    if args.chunk:
-        options["max_prefill_token_num"] = args.chunk
     if args.prefill_attention:
         options["prefill_attention"] = args.prefill_attention
+    for chunk in (args.chunk,) if args.chunk else CHUNKS:
+        options["max_prefill_token_num"] = chunk
+        if plan_memory(str(args.folder), EngineConfig(**options)).fits:
+            break
     return options
 
 
@@ -224,7 +234,7 @@ def main() -> int:
     parser.add_argument("--kv-cache-dtype", default="int8")
     parser.add_argument("--prefill-attention")
     parser.add_argument("--chunk", type=int, help="most prompt tokens in a step")
-    parser.add_argument("--cache-max-entry-count", type=float, default=0.95)
+    parser.add_argument("--cache-max-entry-count", type=float, help="default: what it takes")
     parser.add_argument("--max-new-tokens", type=int, default=16)
     parser.add_argument("--get-ppl", type=int, metavar="TOKENS")
     parser.add_argument("--max-seconds", type=float, default=float("inf"))

@@ -107,6 +107,19 @@ std::vector<std::unique_ptr<Backend>> make_backends(const std::string& device,
   return all;
 }
 
+std::unique_ptr<Backend> make_launched_backend(const std::string& device, const std::string& dtype,
+                                               int num_threads, int local_rank) {
+  std::string why;
+  const bool gpu_dtype = dtype == "auto" || dtype == "bfloat16";
+  if (device == "cuda" || (device == "auto" && gpu_dtype)) {
+    const CudaLibrary* cuda = find_cuda_library(&why);
+    if (cuda != nullptr) {
+      return make_cuda_backend(message("cuda:", local_rank % cuda->num_devices(&why)), dtype);
+    }
+  }
+  return make_backend(device, dtype, num_threads);
+}
+
 std::vector<BackendInfo> backends() {
   std::string sets;
   for (const cpu::InstructionSet* set : cpu::available_instruction_sets()) {

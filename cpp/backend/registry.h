@@ -21,4 +21,9 @@ std::vector<std::unique_ptr<Backend>> make_backends(const std::string& device,
                                                     const std::string& dtype, int num_threads,
                                                     int count);
 
+/// That of the only rank of a process that a launcher started beside others of this machine. As
+/// make_backend; "cuda" and "auto" deal the GPUs out by local_rank.
+std::unique_ptr<Backend> make_launched_backend(const std::string& device, const std::string& dtype,
+                                               int num_threads, int local_rank);
+
 }  // namespace longspan

@@ -30,6 +30,12 @@ EnginePointer load(const std::string& model_dir, const EngineConfig& config,
   return EnginePointer(Engine::load(model_dir, config, progress).release());
 }
 
+bool follow(const std::string& model_dir, const EngineConfig& config,
+            const LoadProgress& progress) {
+  py::gil_scoped_release release;
+  return Engine::follow(model_dir, config, progress);
+}
+
 using OptionalRopeLength = std::optional<RopeLengthValue>;
 using SignalPointer = std::shared_ptr<Signal>;
 
@@ -131,6 +137,10 @@ void bind_engine(py::module_& m) {
                   py::arg("progress") = py::none(),
                   "Loads a Hugging Face model directory. progress(done_bytes, total_bytes) is "
                   "called while weights load; what it raises ends the loading.")
+      .def_static("follow", &follow, py::arg("model_dir"), py::arg("config") = EngineConfig(),
+                  py::arg("progress") = py::none(),
+                  "In a process that a launcher started as another rank than 0: does what rank 0 says "
+                  "until that closes its engine, and returns True. Elsewhere False at once.")
       .def("generate", &generate, py::arg("input_ids"), py::arg("config") = GenerationConfig(),
            py::arg("rope_length") = py::none(), py::arg("token_nll") = false,
            py::arg("signal") = py::none(),

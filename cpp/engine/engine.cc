@@ -156,8 +156,11 @@ class Engine::Impl {
 
   void loop() {
     while (take_inbox()) step();
-    const auto error = std::make_exception_ptr(
-        EngineClosed("request: expected an open engine, got close() before the end"));
+    fail_all(std::make_exception_ptr(
+        EngineClosed("request: expected an open engine, got close() before the end")));
+  }
+
+  void fail_all(const std::exception_ptr& error) {
     loaded_->scheduler.remove_if([&](const Sequence& sequence) {
       sequence.state->fail(error);
       return true;
@@ -180,8 +183,13 @@ class Engine::Impl {
       sequence.state->finish(FinishReason::kCancelled);
       return true;
     });
-    const std::vector<ScheduledSequence> step = l.scheduler.schedule(l.cost);
-    if (!step.empty()) run(step);
+    try {
+      const std::vector<ScheduledSequence> step = l.scheduler.schedule(l.cost);
+      if (!step.empty()) run(step);
+    } catch (...) {
+      // Planning copies cached blocks, on every rank; whose step it was to be is not known yet.
+      fail_all(std::current_exception());
+    }
     l.scheduler.remove_if([](const Sequence& sequence) { return sequence.state->finished(); });
     publish();
   }
@@ -243,20 +251,65 @@ class Engine::Impl {
   std::thread thread_;
 };
 
+namespace {
+
+/// What an engine is made of.
+struct Parts {
+  ModelConfig model;
+  EngineConfig config;  // resolved
+  MemoryPlan plan;
+  std::vector<Rank> ranks;  // of this process
+};
+
+/// The other processes that a launcher started to be ranks of this engine, if there are.
+Launch launch_of(const EngineConfig& config) {
+  Launch launch = config.tp == 1 ? Launch{} : read_launch();
+  require<InvalidArgument>(launch.size == 1 || launch.size == config.tp, "tp: expected ",
+                           launch.size, ", the processes that the launcher started, got ",
+                           config.tp);
+  return launch;
+}
+
+Parts load_parts(const std::string& model_dir, const EngineConfig& config,
+                 const LoadProgress& progress) {
+  Parts parts;
+  parts.model =
+      read_model_config(model_dir, config.hf_overrides, config.rope_scaling_factor, config_dialect);
+  EngineConfig& c = parts.config = resolve_engine_config(config, parts.model);
+  const Launch launch = launch_of(c);
+  if (c.num_threads == 0) {
+    const Share share = share_of(available_cpus(), launch.local_rank, launch.local_size);
+    c.num_threads = std::max(1, static_cast<int>(share.size()));
+  }
+  parts.ranks = launch.size == 1
+                    ? connect_ranks(make_backends(c.device, c.dtype, c.num_threads, c.tp))
+                    : connect_launched(launch, c);
+  take_device_defaults(c, parts.model, *parts.ranks.front().backend);
+  parts.plan = plan_or_throw(c, parts.model, parts.ranks);
+  const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(model_dir);
+  load_ranks(parts.model, c, parts.plan, *checkpoint, progress, parts.ranks);
+  return parts;
+}
+
+}  // namespace
+
 std::unique_ptr<Engine> Engine::load(const std::string& model_dir, const EngineConfig& config,
                                      const LoadProgress& progress) {
-  ModelConfig model =
-      read_model_config(model_dir, config.hf_overrides, config.rope_scaling_factor, config_dialect);
-  EngineConfig resolved = resolve_engine_config(config, model);
-  if (resolved.num_threads == 0) resolved.num_threads = available_cpus();
-  std::vector<Rank> ranks = connect_ranks(
-      make_backends(resolved.device, resolved.dtype, resolved.num_threads, resolved.tp));
-  take_device_defaults(resolved, model, *ranks.front().backend);
-  const MemoryPlan plan = plan_or_throw(resolved, model, ranks);
-  const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(model_dir);
-  load_ranks(model, resolved, plan, *checkpoint, progress, ranks);
+  const int rank = launch_of(config).rank;
+  require<InvalidArgument>(rank == 0,
+                           "engine: expected rank 0, which takes the requests, got rank ", rank,
+                           ", which is to follow it");
+  Parts p = load_parts(model_dir, config, progress);
   return std::unique_ptr<Engine>(
-      new Engine(std::make_unique<Impl>(std::move(model), resolved, plan, std::move(ranks))));
+      new Engine(std::make_unique<Impl>(std::move(p.model), p.config, p.plan, std::move(p.ranks))));
+}
+
+bool Engine::follow(const std::string& model_dir, const EngineConfig& config,
+                    const LoadProgress& progress) {
+  if (launch_of(config).rank == 0) return false;
+  Parts parts = load_parts(model_dir, config, progress);
+  longspan::follow(parts.ranks.front());
+  return true;
 }
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

@@ -9,11 +9,24 @@
 #include <thread>
 #include <utility>
 
+#include "backend/registry.h"
 #include "core/check.h"
 #include "engine/memory_plan.h"
 
 namespace longspan {
 namespace {
+
+constexpr int kRendezvousMs = 60000;
+
+/// A value of each process, where there are several; else of this alone.
+std::vector<int64_t> of_all_processes(const std::vector<Rank>& ranks, int64_t mine) {
+  Communicator& communicator = *ranks.front().communicator;
+  if (std::ssize(ranks) == communicator.size()) return {mine};
+  std::vector<int64_t> all(static_cast<size_t>(communicator.size()));
+  communicator.all_gather(std::as_bytes(std::span(&mine, 1)),
+                          std::as_writable_bytes(std::span(all)));
+  return all;
+}
 
 /// Calls work(rank) for each rank in a thread of its own; rethrows the first failure when all have
 /// ended.
@@ -83,10 +96,21 @@ std::vector<Rank> connect_ranks(std::vector<std::unique_ptr<Backend>> backends) 
   return ranks;
 }
 
+std::vector<Rank> connect_launched(const Launch& launch, const EngineConfig& config) {
+  auto host = make_tcp_communicator(launch, kRendezvousMs);
+  std::vector<Rank> ranks(1);
+  ranks[0].backend =
+      make_launched_backend(config.device, config.dtype, config.num_threads, launch.local_rank);
+  ranks[0].communicator = ranks[0].backend->make_communicator(std::move(host));
+  return ranks;
+}
+
 int64_t bytes_per_rank(const std::vector<Rank>& ranks) {
   int64_t least = std::numeric_limits<int64_t>::max();
   for (const Rank& rank : ranks) least = std::min(least, rank.backend->free_bytes());
-  return ranks.front().backend->traits().shares_memory ? least / std::ssize(ranks) : least;
+  for (const int64_t theirs : of_all_processes(ranks, least)) least = std::min(least, theirs);
+  const Rank& rank = ranks.front();
+  return rank.backend->traits().shares_memory ? least / rank.communicator->size() : least;
 }
 
 void load_ranks(const ModelConfig& model, const EngineConfig& config, const MemoryPlan& plan,
@@ -99,7 +123,7 @@ void load_ranks(const ModelConfig& model, const EngineConfig& config, const Memo
     try {
       const auto threads = static_cast<int>(share_of(config.num_threads, r, size).size());
       DecoderWeights weights = load_weights(
-          model, checkpoint, *rank.backend, Shard(model, r, size), std::max(1, threads),
+          model, checkpoint, *rank.backend, Shard(model, *rank.communicator), std::max(1, threads),
           [&](int64_t done, int64_t total) { shared.advance(r, done, total); });
       rank.cache = {rank.backend->allocate(plan.kv_bytes), kv_shape(config, model), plan.num_blocks,
                     plan.block_bytes};
@@ -111,6 +135,7 @@ void load_ranks(const ModelConfig& model, const EngineConfig& config, const Memo
       throw;
     }
   });
+  of_all_processes(ranks, 0);  // whoever failed is not there to answer
 }
 
 }  // namespace longspan

@@ -75,7 +75,12 @@ void PrefixCache::reuse_part(Sequence& sequence) {
   // The source must not be evicted for the copy; where nothing else is left, it is not copied.
   if (next.tokens == 0 || !pool_.share(next.block)) return;
   sequence.blocks->grow_to(sequence.num_computed + next.tokens);
-  copy_(next.block, sequence.blocks->blocks().back(), next.tokens);
+  try {
+    copy_(next.block, sequence.blocks->blocks().back(), next.tokens);
+  } catch (...) {  // another rank failed
+    pool_.release({&next.block, 1});
+    throw;
+  }
   pool_.release({&next.block, 1});
   sequence.num_computed += next.tokens;
 }

@@ -57,7 +57,7 @@ void execute(Rank& rank, const RankCommand& command) {
 }  // namespace
 
 void follow(Rank& rank) {
-  for (bool usable = true; usable;) {
+  for (;;) {
     try {
       std::vector<std::byte> message;
       rank.communicator->broadcast(message);
@@ -65,7 +65,7 @@ void follow(Rank& rank) {
       if (command.kind == RankCommand::Kind::kStop) return;
       execute(rank, command);
     } catch (...) {
-      usable = give_up(*rank.communicator);
+      if (!give_up(*rank.communicator)) throw;
     }
   }
 }
@@ -74,7 +74,10 @@ RankGroup::RankGroup(std::vector<Rank> ranks) : ranks_(std::move(ranks)) {
   for (size_t i = 1; i < ranks_.size(); ++i) {
     threads_.emplace_back([this, i] {
       pthread_setname_np(pthread_self(), "longspan-rank");
-      follow(ranks_[i]);
+      try {
+        follow(ranks_[i]);
+      } catch (...) {  // rank 0 has been told
+      }
     });
   }
 }

@@ -50,7 +50,7 @@ class RankGroup {
   std::vector<std::thread> threads_;
 };
 
-/// Does what rank 0 says until it says stop or the group breaks.
+/// Does what rank 0 says until it says stop. Throws what went wrong where the group is lost.
 void follow(Rank& rank);
 
 }  // namespace longspan

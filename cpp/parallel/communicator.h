@@ -60,4 +60,11 @@ std::unique_ptr<Communicator> make_single_communicator();
 /// each, which may outlive the others.
 std::vector<std::unique_ptr<Communicator>> make_local_communicators(int size);
 
+struct Launch;
+
+/// One rank of a group of processes, connected to rank 0 by TCP: host memory, float32 matrices.
+/// A network where others can reach rank 0's port must be trusted. After a failure the group is
+/// lost. Throws ParallelError when not all have come within timeout_ms.
+std::unique_ptr<Communicator> make_tcp_communicator(const Launch& launch, int timeout_ms);
+
 }  // namespace longspan

@@ -191,6 +191,12 @@ class Engine:
         config: EngineConfig | _EngineOptions = ...,
         progress: Callable[[int, int], None] | None = None,
     ) -> Engine: ...
+    @staticmethod
+    def follow(
+        model_dir: str,
+        config: EngineConfig | _EngineOptions = ...,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> bool: ...
     def generate(
         self,
         input_ids: Sequence[int] | npt.NDArray[Any],

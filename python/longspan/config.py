@@ -121,7 +121,9 @@ class EngineConfig(_Options):
 
     dtype: "auto", "bfloat16" or "float32".
     tp: tensor-parallel ranks: GPUs 0 to tp - 1, or shares of a CPU's threads. A size that does not
-        divide the model's heads is refused with those that do.
+        divide the model's heads is refused with those that do. Under torchrun, mpirun or srun
+        with tp processes these are the ranks: rank 0's pipeline() returns, the others' serve it
+        until it is closed and then end their process.
     session_len: longest prompt + output in tokens; None: the model's own length. May exceed it.
     max_batch_size: sequences running at once; None: 8.
     cache_max_entry_count: KV cache as a fraction of free memory, or a number of blocks.

@@ -80,6 +80,9 @@ class Pipeline:
             if chat_template_config is None
             else ChatTemplate.from_user(chat_template_config, special)
         )
+        # In a process that a launcher started as another rank, that is all there is to do.
+        if Engine.follow(str(model_dir), native):
+            raise SystemExit(0)
         with Bar("Loading weights", "MB") as bar:
             self.engine = Engine.load(
                 str(model_dir), native, lambda done, total: bar.update(done / 1e6, total / 1e6)

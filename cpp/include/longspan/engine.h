@@ -55,10 +55,19 @@ struct ModelInfo {
 /// One background thread steps all requests together (continuous batching, chunked prefill).
 class LONGSPAN_API Engine {
  public:
-  /// Loads a Hugging Face model directory (config.json, *.safetensors).
-  /// Throws CheckpointError, Unsupported, InvalidArgument, CapacityError or BackendUnavailable.
+  /// Loads a Hugging Face model directory (config.json, *.safetensors). Where a launcher started
+  /// config.tp processes, they are the ranks, and this one is rank 0.
+  /// Throws CheckpointError, Unsupported, InvalidArgument, CapacityError, BackendUnavailable, or
+  /// ParallelError when not all ranks come within a minute.
   static std::unique_ptr<Engine> load(const std::string& model_dir, const EngineConfig& config = {},
                                       const LoadProgress& progress = {});
+
+  /// In a process that a launcher (torchrun, mpirun, srun) started as another rank than 0: loads
+  /// its share of the model, does what rank 0 says until that closes its engine, and returns true.
+  /// Elsewhere returns false at once, and load() is to be called. Throws as load(), and
+  /// ParallelError when rank 0 is lost.
+  static bool follow(const std::string& model_dir, const EngineConfig& config,
+                     const LoadProgress& progress = {});
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;

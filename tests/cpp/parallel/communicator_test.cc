@@ -1,6 +1,7 @@
 #include "parallel/communicator.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstring>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "longspan/error.h"
+#include "parallel/launch.h"
 #include "parallel/share.h"
 
 namespace longspan {
@@ -33,32 +35,53 @@ float value_of(int rank, int64_t row, int64_t col) {
   return std::ldexp(static_cast<float>(random() % 2000) - 1000.0f, exponent);
 }
 
-class Group : public testing::TestWithParam<int> {
+/// How the ranks of a group are connected, and whether it survives a failure.
+struct Kind {
+  int size;
+  bool tcp = false;
+};
+
+void PrintTo(const Kind& kind, std::ostream* out) {
+  *out << (kind.tcp ? "tcp" : "local") << kind.size;
+}
+
+class Group : public testing::TestWithParam<Kind> {
  protected:
   /// Runs `work` on every rank, a thread each; what one throws past it is a failure of the test.
-  static void run(int size, const std::function<void(Communicator&)>& work) {
-    std::vector<std::unique_ptr<Communicator>> ranks;
+  static void run(const std::function<void(Communicator&)>& work) {
+    const auto [size, tcp] = GetParam();
+    std::vector<std::unique_ptr<Communicator>> ranks(static_cast<size_t>(size));
     if (size == 1) {
-      ranks.push_back(make_single_communicator());
-    } else {
+      ranks[0] = make_single_communicator();
+    } else if (!tcp) {
       ranks = make_local_communicators(size);
     }
+    static int port = 20000 + getpid() % 20000;
+    ++port;
     std::vector<std::thread> threads;
     threads.reserve(ranks.size());
-    for (auto& rank : ranks) {
-      threads.emplace_back([&] { EXPECT_NO_THROW(work(*rank)); });
+    for (int r = 0; r < size; ++r) {
+      threads.emplace_back([&, r, size = size, tcp = tcp] {
+        std::unique_ptr<Communicator>& rank = ranks[static_cast<size_t>(r)];
+        EXPECT_NO_THROW({
+          if (tcp) rank = make_tcp_communicator({.rank = r, .size = size, .port = port}, 20000);
+          work(*rank);
+        });
+      });
     }
     for (std::thread& thread : threads) thread.join();
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(Sizes, Group, testing::Values(1, 2, 3, 4, 7));
+INSTANTIATE_TEST_SUITE_P(Kinds, Group,
+                         testing::Values(Kind{1}, Kind{2}, Kind{3}, Kind{4}, Kind{7}, Kind{2, true},
+                                         Kind{4, true}));
 
 TEST_P(Group, AllReduceAddsInOrderOfRank) {
   constexpr int64_t kRows = 5;
-  const int size = GetParam();
+  const int size = GetParam().size;
   for (const int64_t cols : {1, 6, 200}) {
-    run(size, [&](Communicator& ranks) {
+    run([&](Communicator& ranks) {
       for (int round = 0; round < 6; ++round) {
         Matrix m(kRows, cols);
         for (int64_t i = 0; i < kRows * cols; ++i) {
@@ -78,9 +101,9 @@ TEST_P(Group, AllReduceAddsInOrderOfRank) {
 }
 
 TEST_P(Group, AllGatherPutsColumnsSideBySide) {
-  const int size = GetParam();
+  const int size = GetParam().size;
   for (const int64_t cols : {7, 97, 128}) {
-    run(size, [&](Communicator& ranks) {
+    run([&](Communicator& ranks) {
       const Share share = share_of(cols, ranks.rank(), size);
       for (int round = 0; round < 6; ++round) {
         Matrix all(3, cols);
@@ -103,8 +126,8 @@ TEST_P(Group, AllGatherPutsColumnsSideBySide) {
 }
 
 TEST_P(Group, HostMessagesReachAll) {
-  const int size = GetParam();
-  run(size, [&](Communicator& ranks) {
+  const int size = GetParam().size;
+  run([&](Communicator& ranks) {
     for (int round = 0; round < 50; ++round) {
       const auto length = static_cast<size_t>(round * 37 % 50);
       std::vector<std::byte> message(ranks.rank() == 0 ? length : 3, std::byte{9});
@@ -123,11 +146,12 @@ TEST_P(Group, HostMessagesReachAll) {
 }
 
 TEST_P(Group, AFailedRankEndsTheOthersAndAllRecover) {
-  const int size = GetParam();
+  const int size = GetParam().size;
   if (size == 1) return;
+  const bool survives = !GetParam().tcp;
   for (int failing = 0; failing < size; ++failing) {
     std::atomic<int> woken = 0;
-    run(size, [&](Communicator& ranks) {
+    run([&](Communicator& ranks) {
       std::mt19937 random(static_cast<uint32_t>(failing));  // the same on all ranks
       for (int round = 0; round < 8; ++round) {
         const int last = static_cast<int>(random() % 12);  // ops before the failure
@@ -149,14 +173,15 @@ TEST_P(Group, AFailedRankEndsTheOthersAndAllRecover) {
         } catch (const std::runtime_error& error) {
           ranks.fail(error.what());
         }
-        EXPECT_TRUE(ranks.recover());
+        EXPECT_EQ(ranks.recover(), survives);
+        if (!survives) break;
         EXPECT_NO_THROW(ranks.check());
         m.at(0, 0) = 1.0f;
         ranks.all_reduce(m.view);
         EXPECT_EQ(m.at(0, 0), static_cast<float>(size));
       }
     });
-    EXPECT_EQ(woken, 8 * (size - 1));
+    EXPECT_EQ(woken, (survives ? 8 : 1) * (size - 1));
   }
 }
 

@@ -82,12 +82,6 @@ constexpr float bf16_to_float(uint16_t bits) {
 
 inline constexpr uint16_t kBf16NaN = 0x7fc0;
 
-/// x to the nearest integer, ties to even; |x| < 2^22.
-inline float nearest(float x) {
-  constexpr float kRound = 0x1.8p23F;
-  return (x + kRound) - kRound;
-}
-
 /// max |x|; not finite when an element is not.
 inline float largest_magnitude(const float* x, int64_t n) {
   uint32_t most = 0;  // bits order as magnitudes do, with infinity and NaN above all others
@@ -102,7 +96,7 @@ inline uint16_t symmetric_scale(float magnitude, float largest) {
 }
 
 /// Codes [n] of a row as int8; returns its scale. q = x (1 / scale), each step rounded to float32,
-/// to the nearest integer.
+/// to the nearest integer, ties to even.
 inline uint16_t quantize_int8(const float* x, int64_t n, int8_t* codes) {
   const uint16_t scale = symmetric_scale(largest_magnitude(x, n), 127.0F);
   if (scale == kBf16NaN) {
@@ -110,7 +104,7 @@ inline uint16_t quantize_int8(const float* x, int64_t n, int8_t* codes) {
     return scale;
   }
   const float inverse = 1.0F / bf16_to_float(scale);
-  for (int64_t i = 0; i < n; ++i) codes[i] = static_cast<int8_t>(nearest(x[i] * inverse));
+  for (int64_t i = 0; i < n; ++i) codes[i] = static_cast<int8_t>(std::rint(x[i] * inverse));
   return scale;
 }
 
@@ -123,7 +117,7 @@ inline uint8_t to_e4m3(float x) {
   const uint32_t normal = (rounded >> 20) - (uint32_t{127 - 7} << 3);
   // Below 2^-6 codes count in steps of 2^-9.
   const float small = std::bit_cast<float>(std::min(magnitude, std::bit_cast<uint32_t>(0x1p-6F)));
-  const auto subnormal = static_cast<uint32_t>(static_cast<int32_t>(nearest(small * 0x1p9F)));
+  const auto subnormal = static_cast<uint32_t>(static_cast<int32_t>(std::rint(small * 0x1p9F)));
   const bool is_normal = magnitude >= std::bit_cast<uint32_t>(0x1p-6F);
   return static_cast<uint8_t>((is_normal ? normal : subnormal) | ((bits >> 24) & 0x80U));
 }
@@ -154,7 +148,7 @@ struct Int4Parameters {
 };
 
 /// Codes [n], 0 to 15, one a byte, of a group of n <= kInt4Group elements.
-/// q = (x - zero) (1 / scale), each step rounded to float32, to the nearest integer.
+/// q = (x - zero) (1 / scale), each step rounded to float32, to the nearest integer, ties to even.
 inline Int4Parameters quantize_int4(const float* x, int64_t n, uint8_t* codes) {
   if (!std::isfinite(largest_magnitude(x, n))) {
     std::fill(codes, codes + n, uint8_t{0});
@@ -168,10 +162,14 @@ inline Int4Parameters quantize_int4(const float* x, int64_t n, uint8_t* codes) {
   parameters.scale = bf16_above(std::max(*most / 15.0F - zero / 15.0F, kLeastScale));
   const float inverse = 1.0F / bf16_to_float(parameters.scale);
   for (int64_t i = 0; i < n; ++i) {
-    codes[i] = static_cast<uint8_t>(nearest(std::min((x[i] - zero) * inverse, 15.0F)));
+    codes[i] = static_cast<uint8_t>(std::rint(std::min((x[i] - zero) * inverse, 15.0F)));
   }
   return parameters;
 }
+
+/// Whether heads of q and k are turned by turn_head() after RoPE. int4 keys gain by it, since it
+/// spreads a dim that stands out over its group; q k stays what it was.
+constexpr bool turns_heads(KvFormat format) { return key_element(format) == KvElement::kInt4; }
 
 /// x times an orthonormal Hadamard matrix, its own inverse, for n a power of two.
 inline void hadamard(float* x, int64_t n) {
@@ -187,6 +185,12 @@ inline void hadamard(float* x, int64_t n) {
   }
   const float scale = 1.0F / std::sqrt(static_cast<float>(n));
   for (int64_t i = 0; i < n; ++i) x[i] *= scale;
+}
+
+/// Each run of as many dims as the largest power of two that divides head_dim, times the matrix.
+inline void turn_head(float* x, int64_t head_dim) {
+  const int64_t run = head_dim & -head_dim;
+  for (int64_t first = 0; first < head_dim; first += run) hadamard(x + first, run);
 }
 
 }  // namespace longspan

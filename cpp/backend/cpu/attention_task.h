@@ -81,7 +81,9 @@ constexpr int64_t attention_scratch_bytes(int64_t group, int64_t head_dim) {
   const int64_t outputs = 2 * rows * output_cols(head_dim);  // of the span, of the spans so far
   const int64_t row_state = rows * (kSumLanes + 4);          // l by lane, l, m; l and m so far
   const int64_t strip = 2 * kStripRows * kStepKeys;          // S, P
-  return 4 * (queries + outputs + row_state + strip);
+  const int64_t decoded =                                    // keys, values and scales of a step
+      kStepKeys * (padded_k<bf16_t>(head_dim) + output_cols(head_dim) + 1);
+  return 4 * (queries + outputs + row_state + strip + decoded);
 }
 
 }  // namespace longspan::cpu

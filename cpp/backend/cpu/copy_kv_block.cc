@@ -1,5 +1,6 @@
 #include "backend/cpu/copy_kv_block.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "backend/cpu/kv_tiles.h"
@@ -22,6 +23,16 @@ void zero_values(char* v_tile, int64_t v_tile_bytes, int64_t first_key) {
   }
 }
 
+/// The same where codes are held.
+void zero_parameters(char* v_tile, const KvTile& tile, int64_t first_key) {
+  auto* parameters = reinterpret_cast<uint16_t*>(v_tile + tile.code_bytes);
+  const int64_t rows = tile.parameter_bytes() / (2 * kKeyTile);
+  for (int64_t row = 0; row < rows; ++row) {
+    std::fill(parameters + row * kKeyTile + first_key, parameters + (row + 1) * kKeyTile,
+              uint16_t{0});
+  }
+}
+
 }  // namespace
 
 void copy_kv_block(ThreadPool& pool, const KvCache& cache, DType dtype, int32_t from, int32_t to,
@@ -35,16 +46,18 @@ void copy_kv_block(ThreadPool& pool, const KvCache& cache, DType dtype, int32_t 
     for (int64_t tile = 0; tile < used_tiles; ++tile) {
       std::memcpy(data + tiles.k_offset(&to, tile, layer, head),
                   data + tiles.k_offset(&from, tile, layer, head),
-                  static_cast<size_t>(tiles.k_tile_bytes()));
+                  static_cast<size_t>(tiles.k().bytes));
       char* values = data + tiles.v_offset(&to, tile, layer, head);
       std::memcpy(values, data + tiles.v_offset(&from, tile, layer, head),
-                  static_cast<size_t>(tiles.v_tile_bytes()));
+                  static_cast<size_t>(tiles.v().bytes));
       const int64_t left = tokens - tile * kKeyTile;
       if (left >= kKeyTile) continue;
-      if (dtype == DType::kF32) {
-        zero_values<float>(values, tiles.v_tile_bytes(), left);
+      if (tiles.v().element != KvElement::kNative) {
+        zero_parameters(values, tiles.v(), left);
+      } else if (dtype == DType::kF32) {
+        zero_values<float>(values, tiles.v().bytes, left);
       } else {
-        zero_values<bf16_t>(values, tiles.v_tile_bytes(), left);
+        zero_values<bf16_t>(values, tiles.v().bytes, left);
       }
     }
   };

@@ -46,7 +46,8 @@ int64_t CpuBackend::packed_linear_bytes(int64_t out_features, int64_t in_feature
   return CpuPackedLinear::bytes(dtype_, out_features, in_features);
 }
 std::span<const KvFormat> CpuBackend::kv_formats(int64_t) const {
-  static constexpr KvFormat kFormats[] = {KvFormat::kNative};
+  static constexpr KvFormat kFormats[] = {KvFormat::kNative,  KvFormat::kInt8,     KvFormat::kFp8,
+                                          KvFormat::kInt8Fp8, KvFormat::kInt8Int4, KvFormat::kInt4};
   return kFormats;
 }
 int64_t CpuBackend::kv_block_bytes(const KvShape& shape) const {

@@ -4,6 +4,7 @@
 
 #include "backend/cpu/panel.h"
 #include "backend/kv_cache.h"
+#include "backend/kv_quantize.h"
 #include "core/dtype.h"
 
 namespace longspan::cpu {
@@ -11,39 +12,78 @@ namespace longspan::cpu {
 /// Keys of one key tile; a block holds block_len / kKeyTile of them.
 inline constexpr int64_t kKeyTile = 64;
 
-/// Where the tiles of a block are. A block is [layer][kv_head]{K, V}, K and V aligned to 1024
-/// bytes:
+/// A tile of keys or of values. Its elements are in the layout of panel.h for the activation dtype:
+/// themselves, or as codes of kv_quantize.h, a byte each and in int4 half a byte; then the
+/// parameters follow, bfloat16: of int8 and e4m3 the scales [64 keys]; of int4 the scales [groups]
+/// [64 keys], then the zeros likewise. A parameter of 0 makes elements of 0, whatever the code.
+struct KvTile {
+  KvElement element = KvElement::kNative;
+  int64_t groups = 0;      ///< of a row, that have parameters of their own
+  int64_t code_bytes = 0;  ///< of elements or codes: where the parameters begin
+  int64_t bytes = 0;       ///< a multiple of 64
+
+  /// elements: of the tile, head_dim's padding included.
+  KvTile(KvElement element_, int64_t elements, int64_t head_dim, DType dtype) : element(element_) {
+    switch (element) {
+      case KvElement::kNative:
+        code_bytes = elements * size_of(dtype);
+        break;
+      case KvElement::kInt8:
+      case KvElement::kFp8:
+        groups = 1;
+        code_bytes = elements;
+        break;
+      case KvElement::kInt4:
+        groups = int4_groups(head_dim);
+        code_bytes = elements / 2;
+        break;
+    }
+    bytes = round_up(code_bytes + parameter_bytes(), 64);
+  }
+
+  int64_t parameter_bytes() const {
+    return groups * kKeyTile * 2 * (element == KvElement::kInt4 ? 2 : 1);
+  }
+
+  /// Where code i of int4 is: of every 64, the first 32 are lower halves and the others upper.
+  static constexpr int64_t byte_of_int4(int64_t i) { return i / 64 * 32 + i % 32; }
+  static constexpr int shift_of_int4(int64_t i) { return static_cast<int>(i % 64 / 32 * 4); }
+};
+
+/// Where the tiles of a block are. A block is [layer][kv_head]{K, V}, tiles aligned to 64 bytes:
 ///   K: [key tile] of B = K^T [head_dim, 64 keys] in the layout of panel.h (2 panels), so that
-///      S = Q K^T is a matrix product on the cache itself;
+///      S = Q K^T is a matrix product on the cache itself, or on the elements its codes stand for;
 ///   V: [key tile] of B = V [64 keys, head_dim] in the same layout, for O = P V.
-/// Elements are bfloat16 or float32. Padding (of head_dim) is zero from allocation on: no op writes
-/// it. V of keys not yet appended is zeroed with the first key of their tile, because 0 x V of a
-/// masked key must be 0; K of such keys may be anything, masked scores are never read.
-/// A block has room for an odd number of heads, so that the tiles of one head in successive blocks
-/// do not fall into the same sets of the second-level cache.
+/// Padding (of head_dim) is zero from allocation on: no op writes it. V of keys not yet appended
+/// is made zero with the first key of their tile, because 0 x V of a masked key must be 0; K of
+/// such keys may be anything, masked scores are never read. A block has room for an odd number of
+/// heads, so that the tiles of one head in successive blocks do not fall into the same sets of the
+/// second-level cache.
 class KvTiles {
  public:
   KvTiles(const KvShape& shape, DType dtype)
       : num_kv_heads_(shape.num_kv_heads),
         tiles_per_block_(shape.block_len / kKeyTile),
-        k_tile_bytes_(dtype == DType::kF32 ? panel_elements<float>(shape.head_dim, kKeyTile) * 4
-                                           : panel_elements<bf16_t>(shape.head_dim, kKeyTile) * 2),
-        v_tile_bytes_(size_of(dtype) * panel_elements<float>(kKeyTile, shape.head_dim)),
-        k_bytes_(round_up(tiles_per_block_ * k_tile_bytes_, 1024)),
-        head_bytes_(k_bytes_ + round_up(tiles_per_block_ * v_tile_bytes_, 1024)),
+        k_(key_element(shape.format),
+           dtype == DType::kF32 ? panel_elements<float>(shape.head_dim, kKeyTile)
+                                : panel_elements<bf16_t>(shape.head_dim, kKeyTile),
+           shape.head_dim, dtype),
+        v_(value_element(shape.format), panel_elements<float>(kKeyTile, shape.head_dim),
+           shape.head_dim, dtype),
+        head_bytes_(tiles_per_block_ * (k_.bytes + v_.bytes)),
         block_bytes_((shape.num_layers * num_kv_heads_ | 1) * head_bytes_) {}
 
+  const KvTile& k() const { return k_; }
+  const KvTile& v() const { return v_; }
   int64_t block_bytes() const { return block_bytes_; }
-  int64_t k_tile_bytes() const { return k_tile_bytes_; }
-  int64_t v_tile_bytes() const { return v_tile_bytes_; }
 
   /// Byte offsets in the pool of a key tile of a sequence (tile: position / kKeyTile).
   int64_t k_offset(const int32_t* block_table, int64_t tile, int64_t layer, int64_t head) const {
-    return head_offset(block_table, tile, layer, head) + tile % tiles_per_block_ * k_tile_bytes_;
+    return head_offset(block_table, tile, layer, head) + tile % tiles_per_block_ * k_.bytes;
   }
   int64_t v_offset(const int32_t* block_table, int64_t tile, int64_t layer, int64_t head) const {
-    return head_offset(block_table, tile, layer, head) + k_bytes_ +
-           tile % tiles_per_block_ * v_tile_bytes_;
+    return head_offset(block_table, tile, layer, head) + tiles_per_block_ * k_.bytes +
+           tile % tiles_per_block_ * v_.bytes;
   }
 
  private:
@@ -54,9 +94,8 @@ class KvTiles {
 
   int64_t num_kv_heads_;
   int64_t tiles_per_block_;
-  int64_t k_tile_bytes_;
-  int64_t v_tile_bytes_;
-  int64_t k_bytes_;
+  KvTile k_;
+  KvTile v_;
   int64_t head_bytes_;
   int64_t block_bytes_;
 };

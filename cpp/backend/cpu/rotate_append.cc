@@ -42,10 +42,11 @@ void rotate_append(const Kernels& kernels, ThreadPool& pool, const CpuStepPlan& 
     task.q_out =
         q_out.rows_from(token, unit.count).row<char>(0) + head * group * d * size_of(q_out.dtype);
     task.q_stride = q_out.stride;
+    task.tiles = &tiles;
+    task.turn_heads = turns_heads(cache.shape.format);
     char* pool_data = cache.pool.as<char>();
     task.k_tile = pool_data + tiles.k_offset(sequence.block_table, tile, layer, head);
     task.v_tile = pool_data + tiles.v_offset(sequence.block_table, tile, layer, head);
-    task.v_tile_bytes = tiles.v_tile_bytes();
     task.scratch = reinterpret_cast<float*>(plan.scratch(thread));
     kernels.rotate_append(task);
   };

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "backend/cpu/kv_tiles.h"
+
 namespace longspan::cpu {
 
 /// Tokens of one sequence within one key tile, under one KV head: norm and rotate q and k, append
@@ -26,9 +28,10 @@ struct RotateTask {
   float norm_eps = 0;
   void* q_out = nullptr;  ///< act [count][group * head_dim], tokens q_stride elements apart
   int64_t q_stride = 0;
-  void* k_tile = nullptr;  ///< see KvTiles
+  const KvTiles* tiles = nullptr;
+  bool turn_heads = false;  ///< see turns_heads
+  void* k_tile = nullptr;
   void* v_tile = nullptr;
-  int64_t v_tile_bytes = 0;
   float* scratch = nullptr;  ///< [kKeyTile + 1][head_dim]
 };
 

@@ -51,7 +51,7 @@ class AttentionHarness {
  public:
   AttentionHarness(const Kernels& kernels, DType dtype, const AttentionShape& shape,
                    int64_t block_len, int threads, int64_t max_tokens, int64_t max_keys,
-                   int64_t max_seqs = 4)
+                   int64_t max_seqs = 4, KvFormat format = KvFormat::kNative)
       : kernels_(kernels),
         dtype_(dtype),
         shape_(shape),
@@ -60,7 +60,7 @@ class AttentionHarness {
         pool_(threads),
         plan_(limits_, shape, threads),
         free_blocks_(static_cast<size_t>(limits_.max_blocks_per_seq * max_seqs)) {
-    cache_.shape = {kNumLayers, shape.num_kv_heads, shape.head_dim, block_len};
+    cache_.shape = {kNumLayers, shape.num_kv_heads, shape.head_dim, block_len, format};
     cache_.num_blocks = static_cast<int64_t>(free_blocks_.size());
     cache_.block_bytes = KvTiles(cache_.shape, dtype).block_bytes();
     cache_.pool = allocate_host(cache_.num_blocks * cache_.block_bytes);

@@ -143,29 +143,36 @@ TEST_P(Attention, TakesScoresThatGrowWithoutBound) {
   expect_near(out, 1400, harness.expected(seq, 1400, 100), tolerance);
 }
 
+constexpr KvFormat kFormats[] = {KvFormat::kNative,  KvFormat::kInt8,     KvFormat::kFp8,
+                                 KvFormat::kInt8Fp8, KvFormat::kInt8Int4, KvFormat::kInt4};
+
 TEST_P(Attention, IsBitExactWhateverTheChunkBlockThreadsAndCompany) {
   const AttentionShape shape{6, 2, 40};
   constexpr int64_t kLength = 2300;
-  AttentionHarness base(GetParam().kernels(), GetParam().dtype, shape, 64, 1, 512, kLength);
-  const reference::Matrix whole =
-      prefill(base, base.add_sequence(kLength, kTheta, 1.0, 7), kLength, 512);
-  const struct {
+  struct Way {
     int64_t block_len, chunk;
     int threads;
-  } ways[] = {{64, 512, 2}, {128, 100, 2}, {256, 37, 3}, {64, 480, 1}};
-  for (const auto& way : ways) {
-    SCOPED_TRACE(testing::Message() << "blocks of " << way.block_len << ", chunks of " << way.chunk
-                                    << ", " << way.threads << " threads");
-    AttentionHarness harness(GetParam().kernels(), GetParam().dtype, shape, way.block_len,
-                             way.threads, 700, 2560);
-    const int64_t seq = harness.add_sequence(kLength, kTheta, 1.0, 7);
-    const int64_t other = harness.add_sequence(kLength, kTheta, 1.0, 8);
-    for (int64_t first = 0; first < kLength; first += way.chunk) {
-      const int64_t count = std::min(way.chunk, kLength - first);
-      const int64_t company = std::min<int64_t>(count, 100);
-      const reference::Matrix out = harness.step({{other, first, company}, {seq, first, count}});
-      expect_equal(out, company, whole, first, count);
-      if (company < count) harness.step({{other, first + company, count - company}});
+  };
+  for (const KvFormat format : kFormats) {
+    AttentionHarness base(GetParam().kernels(), GetParam().dtype, shape, 64, 1, 512, kLength, 4,
+                          format);
+    const reference::Matrix whole =
+        prefill(base, base.add_sequence(kLength, kTheta, 1.0, 7), kLength, 512);
+    for (const Way& way : {Way{64, 512, 2}, {128, 100, 2}, {256, 37, 3}, {64, 480, 1}}) {
+      SCOPED_TRACE(testing::Message()
+                   << name_of(format) << ", blocks of " << way.block_len << ", chunks of "
+                   << way.chunk << ", " << way.threads << " threads");
+      AttentionHarness harness(GetParam().kernels(), GetParam().dtype, shape, way.block_len,
+                               way.threads, 700, 2560, 4, format);
+      const int64_t seq = harness.add_sequence(kLength, kTheta, 1.0, 7);
+      const int64_t other = harness.add_sequence(kLength, kTheta, 1.0, 8);
+      for (int64_t first = 0; first < kLength; first += way.chunk) {
+        const int64_t count = std::min(way.chunk, kLength - first);
+        const int64_t company = std::min<int64_t>(count, 100);
+        const reference::Matrix out = harness.step({{other, first, company}, {seq, first, count}});
+        expect_equal(out, company, whole, first, count);
+        if (company < count) harness.step({{other, first + company, count - company}});
+      }
     }
   }
 }
@@ -173,18 +180,26 @@ TEST_P(Attention, IsBitExactWhateverTheChunkBlockThreadsAndCompany) {
 TEST_P(Attention, DecodesBitForBitWhatPrefillComputes) {
   const AttentionShape shape{9, 3, 64};
   constexpr int64_t kLength = 2130;
-  AttentionHarness base(GetParam().kernels(), GetParam().dtype, shape, 64, 1, 512, kLength);
-  const reference::Matrix whole =
-      prefill(base, base.add_sequence(kLength, kTheta, 1.0, 9), kLength, 512);
-  AttentionHarness harness(GetParam().kernels(), GetParam().dtype, shape, 64, 2, 512, kLength);
-  harness.poison();
-  const int64_t seq = harness.add_sequence(kLength, kTheta, 1.0, 9);
-  for (int64_t begin : {0, 1000, 2030}) {
-    for (int64_t first = begin == 0 ? 0 : begin == 1000 ? 80 : 1080; first < begin; first += 475) {
-      harness.step({{seq, first, std::min<int64_t>(475, begin - first)}});
-    }
-    for (int64_t t = begin; t < begin + 80; ++t) {
-      expect_equal(harness.step({{seq, t, 1}}), 0, whole, t, 1);
+  for (const KvFormat format : kFormats) {
+    SCOPED_TRACE(name_of(format));
+    AttentionHarness base(GetParam().kernels(), GetParam().dtype, shape, 64, 1, 512, kLength, 4,
+                          format);
+    const reference::Matrix whole =
+        prefill(base, base.add_sequence(kLength, kTheta, 1.0, 9), kLength, 512);
+    AttentionHarness harness(GetParam().kernels(), GetParam().dtype, shape, 64, 2, 512, kLength, 4,
+                             format);
+    harness.poison();
+    const int64_t seq = harness.add_sequence(kLength, kTheta, 1.0, 9);
+    for (int64_t begin : {0, 1000, 2030}) {
+      for (int64_t first = begin == 0      ? 0
+                           : begin == 1000 ? 80
+                                           : 1080;
+           first < begin; first += 475) {
+        harness.step({{seq, first, std::min<int64_t>(475, begin - first)}});
+      }
+      for (int64_t t = begin; t < begin + 80; ++t) {
+        expect_equal(harness.step({{seq, t, 1}}), 0, whole, t, 1);
+      }
     }
   }
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backend/device.h"
+#include "backend/kv_reference.h"
 
 namespace longspan {
 namespace {
@@ -31,13 +32,13 @@ class AttentionOps : public Ops {
   };
 
   void make_cache(const AttentionShape& shape, int64_t block_len, int64_t max_tokens,
-                  int64_t max_keys, int64_t max_seqs) {
+                  int64_t max_keys, int64_t max_seqs, KvFormat format = KvFormat::kNative) {
     shape_ = shape;
     rotary_dim_ = shape.head_dim;
     q_norm_.clear();
     k_norm_.clear();
     limits_ = {max_tokens, max_seqs, (max_keys + block_len - 1) / block_len};
-    cache_.shape = {kNumLayers, shape.num_kv_heads, shape.head_dim, block_len};
+    cache_.shape = {kNumLayers, shape.num_kv_heads, shape.head_dim, block_len, format};
     cache_.num_blocks = limits_.max_blocks_per_seq * max_seqs;
     cache_.block_bytes = backend().kv_block_bytes(cache_.shape);
     cache_.pool = backend().allocate(cache_.num_blocks * cache_.block_bytes);
@@ -63,6 +64,8 @@ class AttentionOps : public Ops {
   int64_t q_cols() const { return shape_.num_heads * shape_.head_dim; }
   int64_t kv_cols() const { return shape_.num_kv_heads * shape_.head_dim; }
 
+  /// In formats of codes keys hardly turn, so that those of the definition are the same to the bit,
+  /// and no code falls to the other side of a half.
   int64_t add_sequence(int64_t length, double theta, double factor, uint64_t seed) {
     Sequence sequence;
     sequence.qkv =
@@ -70,7 +73,8 @@ class AttentionOps : public Ops {
     sequence.profile = std::make_shared<RopeProfile>();
     for (int64_t i = 0; i < rotary_dim_ / 2; ++i) {
       const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(rotary_dim_);
-      sequence.profile->inv_freq.push_back(std::pow(theta, exponent));
+      const bool native = cache_.shape.format == KvFormat::kNative;
+      sequence.profile->inv_freq.push_back(native ? std::pow(theta, exponent) : 1e-30);
     }
     sequence.profile->attention_factor = factor;
     for (int64_t keys = 0; keys < length; keys += cache_.shape.block_len) {
@@ -186,18 +190,35 @@ class AttentionOps : public Ops {
         if (c % shape_.head_dim < rotary_dim_) rotated.at(r, c) *= squared;
       }
     }
-    const Matrix q = rounded(std::move(rotated), act());
-    const Matrix k = rounded(reference::rotate(normed(cut(0, keys, q_cols(), kv_cols()), k_norm_),
-                                               shape_.head_dim, positions, inv_freq),
-                             act());
-    const Matrix v = rounded(cut(0, keys, q_cols() + kv_cols(), kv_cols()), act());
+    const KvFormat format = cache_.shape.format;
+    const auto held = [&](const Matrix& x, KvElement element) {
+      return element == KvElement::kNative ? rounded(x, act())
+                                           : reference::quantized(x, shape_.head_dim, element);
+    };
+    const Matrix q = rounded(reference::turned(rotated, shape_.head_dim, format), act());
+    const Matrix k =
+        held(reference::turned(reference::rotate(normed(cut(0, keys, q_cols(), kv_cols()), k_norm_),
+                                                 shape_.head_dim, positions, inv_freq),
+                               shape_.head_dim, format),
+             key_element(format));
+    const Matrix v = held(cut(0, keys, q_cols() + kv_cols(), kv_cols()), value_element(format));
     const double scale = (whole ? squared : 1.0) / std::sqrt(static_cast<double>(shape_.head_dim));
     const Matrix expected =
         reference::attention(q, k, v, shape_.num_heads, shape_.num_kv_heads, first, scale);
     Matrix part(count, q_cols());
     std::copy_n(actual.values.begin() + row * q_cols(), part.values.size(), part.values.begin());
-    // Values are up to 3; besides, a rounding of q or k may fall to the other side of a half.
-    expect_close(part, expected, 0, act() == DType::kF32 ? 2e-5 : 2e-2);
+    expect_close(part, expected, 0, tolerance());
+  }
+
+  /// Values are up to 3; besides, a rounding of q or k may fall to the other side of a half. What a
+  /// code stands for may be rounded to bfloat16 once more, keys of int4 among them; and these are
+  /// sums, so that one in a million gets the next code, which is 0.4 away.
+  double tolerance() const {
+    const KvFormat format = cache_.shape.format;
+    const bool summed = turns_heads(format);
+    if (act() == DType::kF32) return summed ? 1e-2 : 2e-5;
+    if (format == KvFormat::kNative) return 2e-2;
+    return summed ? 5e-2 : 3e-2;
   }
 
  private:
@@ -232,88 +253,105 @@ TEST_P(AttentionOps, EqualsTheDefinitionForManyShapes) {
                                    {8, 1, 128}, {6, 6, 96}, {16, 2, 128}, {4, 2, 256}};
   int64_t block_len = 64;
   for (const AttentionShape& shape : shapes) {
-    SCOPED_TRACE(testing::Message() << shape.num_heads << "/" << shape.num_kv_heads << " x "
-                                    << shape.head_dim << ", blocks of " << block_len);
-    make_cache(shape, block_len, 100, 300, 1);
-    const int64_t seq = add_sequence(150, 1e4, 1.0, 1);
-    expect_attention(prefill(seq, 150, 100), 0, seq, 0, 150);
+    for (const KvFormat format : backend().kv_formats(shape.head_dim)) {
+      SCOPED_TRACE(testing::Message()
+                   << shape.num_heads << "/" << shape.num_kv_heads << " x " << shape.head_dim
+                   << ", blocks of " << block_len << ", " << name_of(format));
+      make_cache(shape, block_len, 100, 300, 1, format);
+      const int64_t seq = add_sequence(150, 1e4, 1.0, 1);
+      expect_attention(prefill(seq, 150, 100), 0, seq, 0, 150);
+    }
     block_len = block_len == 256 ? 64 : 2 * block_len;
   }
 }
 
 TEST_P(AttentionOps, EqualsTheDefinitionAtEveryEdgeOfPanels) {
-  for (const int64_t length : {1, 2, 63, 64, 65, 127, 128, 129, 1025, 2100}) {
-    SCOPED_TRACE(length);
-    make_cache({6, 2, 64}, 64, 512, 2112, 1);
-    const int64_t seq = add_sequence(length, 1e4, 1.0, 2);
-    const Matrix all = prefill(seq, length, 512);
-    const int64_t first = std::max<int64_t>(0, length - 70);
-    expect_attention(all, first, seq, first, length - first);
+  for (const KvFormat format : backend().kv_formats(64)) {
+    for (const int64_t length : {1, 2, 63, 64, 65, 127, 128, 129, 1025, 2100}) {
+      SCOPED_TRACE(testing::Message() << length << ", " << name_of(format));
+      make_cache({6, 2, 64}, 64, 512, 2112, 1, format);
+      const int64_t seq = add_sequence(length, 1e4, 1.0, 2);
+      const Matrix all = prefill(seq, length, 512);
+      const int64_t first = std::max<int64_t>(0, length - 70);
+      expect_attention(all, first, seq, first, length - first);
+    }
   }
 }
 
 TEST_P(AttentionOps, DecodesInPoisonedBlocks) {
-  for (const int64_t block_len : {64, 256}) {
-    SCOPED_TRACE(block_len);
-    make_cache({8, 2, 128}, block_len, 512, 2304, 2);
-    poison();
-    const int64_t seq = add_sequence(2200, 1e4, 1.0, 3);
-    int64_t first = 0;
-    for (const int64_t until : {5, 70, 1100, 2200}) {
-      for (; first + 12 < until; first += std::min<int64_t>(512, until - 12 - first)) {
-        step({{seq, first, std::min<int64_t>(512, until - 12 - first)}});
-      }
-      for (; first < until; ++first) {
-        expect_attention(step({{seq, first, 1}}), 0, seq, first, 1);
+  for (const KvFormat format : backend().kv_formats(128)) {
+    for (const int64_t block_len : {64, 256}) {
+      if (block_len == 256 && format != KvFormat::kNative) continue;  // takes its time
+      SCOPED_TRACE(testing::Message() << block_len << ", " << name_of(format));
+      make_cache({8, 2, 128}, block_len, 512, 2304, 2, format);
+      poison();
+      const int64_t seq = add_sequence(2200, 1e4, 1.0, 3);
+      int64_t first = 0;
+      for (const int64_t until : {5, 70, 1100, 2200}) {
+        for (; first + 12 < until; first += std::min<int64_t>(512, until - 12 - first)) {
+          step({{seq, first, std::min<int64_t>(512, until - 12 - first)}});
+        }
+        for (; first < until; ++first) {
+          expect_attention(step({{seq, first, 1}}), 0, seq, first, 1);
+        }
       }
     }
   }
 }
 
 TEST_P(AttentionOps, GoesOnFromACopiedBlockWhateverFollowedInIt) {
-  for (const int64_t block_len : {64, 256}) {
-    for (const int64_t shared : {int64_t{1}, int64_t{33}, block_len / 2, block_len - 1}) {
-      SCOPED_TRACE(testing::Message() << shared << " of a block of " << block_len);
-      make_cache({2, 2, 128}, block_len, 300, 300, 2);
-      poison();
-      const int64_t length = block_len + 30;
-      const int64_t source = add_sequence(block_len, 1e4, 1.0, 6);
-      const int64_t target = add_sequence(length, 1e4, 1.0, 6);  // begins as the source does
-      spoil(source, shared);
-      step({{source, 0, block_len}}, false);
-      copy_first_block(source, target, shared);
-      expect_attention(step({{target, shared, 1}}), 0, target, shared, 1);
-      const int64_t left = length - shared - 1;
-      expect_attention(step({{target, shared + 1, left}}), 0, target, shared + 1, left);
+  for (const KvFormat format : backend().kv_formats(128)) {
+    for (const int64_t block_len : {64, 256}) {
+      for (const int64_t shared : {int64_t{1}, int64_t{33}, block_len / 2, block_len - 1}) {
+        SCOPED_TRACE(testing::Message()
+                     << shared << " of a block of " << block_len << ", " << name_of(format));
+        make_cache({2, 2, 128}, block_len, 300, 300, 2, format);
+        poison();
+        const int64_t length = block_len + 30;
+        const int64_t source = add_sequence(block_len, 1e4, 1.0, 6);
+        const int64_t target = add_sequence(length, 1e4, 1.0, 6);  // begins as the source does
+        spoil(source, shared);
+        step({{source, 0, block_len}}, false);
+        copy_first_block(source, target, shared);
+        expect_attention(step({{target, shared, 1}}), 0, target, shared, 1);
+        const int64_t left = length - shared - 1;
+        expect_attention(step({{target, shared + 1, left}}), 0, target, shared + 1, left);
+      }
     }
   }
 }
 
 TEST_P(AttentionOps, MixesSequencesOfAnyLengthAndProfileInAStep) {
-  make_cache({9, 3, 64}, 128, 256, 1500, 4);
-  poison();
-  const int64_t a = add_sequence(1300, 1e4, 1.0, 3);
-  const int64_t b = add_sequence(200, 5e5, 1.2, 4);
-  const int64_t c = add_sequence(77, 100.0, 0.8, 5);
-  for (int64_t first = 0; first < 1200; first += 240) step({{a, first, 240}});
-  step({{b, 0, 100}, {a, 1200, 99}});
-  const Matrix out = step({{a, 1299, 1}, {c, 0, 77}, {b, 100, 100}});
-  expect_attention(out, 0, a, 1299, 1);
-  expect_attention(out, 1, c, 0, 77);
-  expect_attention(out, 78, b, 100, 100);
+  for (const KvFormat format : backend().kv_formats(64)) {
+    SCOPED_TRACE(name_of(format));
+    make_cache({9, 3, 64}, 128, 256, 1500, 4, format);
+    poison();
+    const int64_t a = add_sequence(1300, 1e4, 1.0, 3);
+    const int64_t b = add_sequence(200, 5e5, 1.2, 4);
+    const int64_t c = add_sequence(77, 100.0, 0.8, 5);
+    for (int64_t first = 0; first < 1200; first += 240) step({{a, first, 240}});
+    step({{b, 0, 100}, {a, 1200, 99}});
+    const Matrix out = step({{a, 1299, 1}, {c, 0, 77}, {b, 100, 100}});
+    expect_attention(out, 0, a, 1299, 1);
+    expect_attention(out, 1, c, 0, 77);
+    expect_attention(out, 78, b, 100, 100);
+  }
 }
 
 TEST_P(AttentionOps, RotatesInPartUnderAnAttentionFactor) {
   for (const auto& [head_dim, rotary_dim] : {std::pair{64, 32}, {128, 96}, {96, 20}}) {
-    SCOPED_TRACE(testing::Message() << rotary_dim << " of " << head_dim);
-    make_cache({4, 2, head_dim}, 64, 512, 320, 2);
-    rotate_in_part(rotary_dim);
-    const int64_t a = add_sequence(300, 1e4, 1.3, 6);
-    const int64_t b = add_sequence(120, 1e4, 0.8, 7);
-    step({{b, 0, 119}});
-    const Matrix out = step({{b, 119, 1}, {a, 0, 300}});
-    expect_attention(out, 0, b, 119, 1);
-    expect_attention(out, 1, a, 0, 300);
+    for (const KvFormat format : backend().kv_formats(head_dim)) {
+      SCOPED_TRACE(testing::Message()
+                   << rotary_dim << " of " << head_dim << ", " << name_of(format));
+      make_cache({4, 2, head_dim}, 64, 512, 320, 2, format);
+      rotate_in_part(rotary_dim);
+      const int64_t a = add_sequence(300, 1e4, 1.3, 6);
+      const int64_t b = add_sequence(120, 1e4, 0.8, 7);
+      step({{b, 0, 119}});
+      const Matrix out = step({{b, 119, 1}, {a, 0, 300}});
+      expect_attention(out, 0, b, 119, 1);
+      expect_attention(out, 1, a, 0, 300);
+    }
   }
 }
 
@@ -330,17 +368,20 @@ TEST_P(AttentionOps, NormsTheHeadsOfQueriesAndKeys) {
 
 TEST_P(AttentionOps, DecodesManySequencesInAStep) {
   constexpr int64_t kSeqs = 40;
-  make_cache({4, 1, 128}, 64, 512, 320, kSeqs);
-  poison();
-  std::vector<Piece> last;
-  for (int64_t s = 0; s < kSeqs; ++s) {
-    const int64_t length = 1 + s * 7;
-    const int64_t seq = add_sequence(length, 1e4, 1.0, static_cast<uint64_t>(s));
-    if (length > 1) step({{seq, 0, length - 1}}, false);
-    last.push_back({seq, length - 1, 1});
+  for (const KvFormat format : backend().kv_formats(128)) {
+    SCOPED_TRACE(name_of(format));
+    make_cache({4, 1, 128}, 64, 512, 320, kSeqs, format);
+    poison();
+    std::vector<Piece> last;
+    for (int64_t s = 0; s < kSeqs; ++s) {
+      const int64_t length = 1 + s * 7;
+      const int64_t seq = add_sequence(length, 1e4, 1.0, static_cast<uint64_t>(s));
+      if (length > 1) step({{seq, 0, length - 1}}, false);
+      last.push_back({seq, length - 1, 1});
+    }
+    const Matrix out = step(last);
+    for (int64_t s = 0; s < kSeqs; ++s) expect_attention(out, s, s, s * 7, 1);
   }
-  const Matrix out = step(last);
-  for (int64_t s = 0; s < kSeqs; ++s) expect_attention(out, s, s, s * 7, 1);
 }
 
 }  // namespace

@@ -15,6 +15,10 @@ struct AttentionMemory {
   float* total_m;
   float* s;  // [kStripRows][kStepKeys], scores of a strip
   Act* p;    // [kStripRows][kStepKeys], weights of a strip
+  // What the codes of a step stand for:
+  Act* k;             // [key tile][inner x kKeyTile]
+  Act* v;             // [key tile][kKeyTile x cols]
+  float* key_scales;  // [kStepKeys]
   int64_t inner;
   int64_t cols;
 
@@ -36,14 +40,19 @@ struct AttentionMemory {
     total_m = take(rows);
     s = take(kStripRows * kStepKeys);
     p = reinterpret_cast<Act*>(take(kStripRows * kStepKeys));
+    k = reinterpret_cast<Act*>(take(kStepKeys * inner));
+    v = reinterpret_cast<Act*>(take(kStepKeys * cols));
+    key_scales = take(kStepKeys);
   }
 };
 
-/// The keys and values of one step.
+/// The keys and values of one step: where their tiles are, null beyond the last, or what their
+/// codes stand for.
 template <class Act>
 struct StepTiles {
   const Act* k[kStepKeys / kKeyTile];
   const Act* v[kStepKeys / kKeyTile];
+  const float* key_scales;  ///< [kStepKeys], which scores are still to be multiplied by; null: 1
 };
 
 template <class Act>
@@ -77,6 +86,33 @@ inline void prefetch_tiles(const StepTiles<Act>& tiles, int64_t inner, int64_t c
     fetch(tiles.k[i], inner * kKeyTile);
     fetch(tiles.v[i], kKeyTile * cols);
   }
+}
+
+/// What the codes of a step stand for; asks for those of the next.
+template <class Act>
+inline StepTiles<Act> decode_step(const AttentionTask& task, const AttentionMemory<Act>& memory,
+                                  const StepTiles<Act>& coded, const StepTiles<Act>& next) {
+  const KvTile& k = task.tiles->k();
+  const KvTile& v = task.tiles->v();
+  const bool scaled = k.element != KvElement::kInt4;
+  StepTiles<Act> tiles{{}, {}, scaled ? memory.key_scales : nullptr};
+  for (int64_t i = 0; i < kStepKeys / kKeyTile && coded.k[i] != nullptr; ++i) {
+    const Act* next_k = next.k[i] == nullptr ? coded.k[i] : next.k[i];
+    const Act* next_v = next.v[i] == nullptr ? coded.v[i] : next.v[i];
+    Act* keys = memory.k + i * memory.inner * kKeyTile;
+    Act* values = memory.v + i * kKeyTile * memory.cols;
+    decode_keys(k, coded.k[i], next_k, task.head_dim, keys);
+    decode_values(v, coded.v[i], next_v, memory.cols, values);
+    if (scaled) {
+      const auto* scales = reinterpret_cast<const uint16_t*>(
+          reinterpret_cast<const char*>(coded.k[i]) + k.code_bytes);
+      float* out = memory.key_scales + i * kKeyTile;
+      for (int64_t n = 0; n < kKeyTile; ++n) out[n] = bf16_to_float(scales[n]);
+    }
+    tiles.k[i] = keys;
+    tiles.v[i] = values;
+  }
+  return tiles;
 }
 
 template <class Act>
@@ -237,6 +273,13 @@ inline void attend_strip(const AttentionTask& task, const AttentionMemory<Act>& 
                    memory.s + tile * kKeyTile, kStepKeys, false);
   }
 
+  if (tiles.key_scales != nullptr) {
+    for (int64_t r = 0; r < rows; ++r) {
+      float* s = memory.s + r * kStepKeys;
+      for (int64_t n = 0; n < width; ++n) s[n] *= tiles.key_scales[n];
+    }
+  }
+
   const bool all_visible = position(first_row) + 1 >= first_key + width;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t row = first_row + r;
@@ -265,14 +308,19 @@ inline void attend_span(const AttentionTask& task, const AttentionMemory<Act>& m
                         int64_t first_key, int64_t end_key) {
   const int64_t rows = task.rows();
   const int64_t num_strips = round_up(rows, kStripRows) / kStripRows;
+  const bool coded = task.tiles->k().element != KvElement::kNative;
   std::fill(memory.sums, memory.sums + rows * kSumLanes, 0.0f);
   for (int64_t key = first_key; key < end_key; key += kStepKeys) {
-    const StepTiles<Act> tiles = step_tiles<Act>(task, key, end_key);
-    const StepTiles<Act> next = step_tiles<Act>(task, key + kStepKeys, end_key);
+    StepTiles<Act> tiles = step_tiles<Act>(task, key, end_key);
+    StepTiles<Act> next = step_tiles<Act>(task, key + kStepKeys, end_key);
+    if (coded) {
+      tiles = decode_step(task, memory, tiles, next);
+      next = {};
+    }
     for (int64_t row = 0; row < rows; row += kStripRows) {
       const int64_t count = std::min(kStripRows, rows - row);
       const int64_t last_position = task.first_position + (row + count - 1) / task.group;
-      if (!asks_ahead<Act>(rows)) {
+      if (!coded && !asks_ahead<Act>(rows)) {
         prefetch_tiles(next, memory.inner, memory.cols, row / kStripRows, num_strips);
       }
       if (key > last_position) continue;

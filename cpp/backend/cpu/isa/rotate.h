@@ -22,18 +22,6 @@ inline const float* norm_head(const float* x, const float* weight, float eps, in
   return out;
 }
 
-/// Index within the tile of keys of element d of key n.
-template <class Act>
-inline int64_t key_index(int64_t d, int64_t n, int64_t head_dim) {
-  return n / kPanelCols * padded_k<Act>(head_dim) * kPanelCols + index_in_panel<Act>(d, n);
-}
-
-/// Index within the tile of values of element d of key n.
-template <class Act>
-inline int64_t value_index(int64_t n, int64_t d) {
-  return d / kPanelCols * padded_k<Act>(kKeyTile) * kPanelCols + index_in_panel<Act>(n, d);
-}
-
 inline uint32_t bf16_bits(float x) {
   bf16_t bits;
   store_act(x, &bits);
@@ -113,20 +101,38 @@ inline void rotate_append(const RotateTask& task) {
     for (int64_t g = 0; g < task.group; ++g, q_out += task.head_dim) {
       const float* q = norm_head(task.q + t * task.stride + g * task.head_dim, task.q_norm,
                                  task.norm_eps, task.head_dim, normed);
-      rotate_head(q, cos, sin, pairs, task.head_dim, task.scratch);
-      for (int64_t d = 0; d < 2 * pairs; ++d) store_act(task.scratch[d] * rotated_scale, q_out + d);
-      for (int64_t d = 2 * pairs; d < task.head_dim; ++d) {
-        store_act(task.scratch[d] * scale, q_out + d);
-      }
+      float* out = task.scratch;
+      rotate_head(q, cos, sin, pairs, task.head_dim, out);
+      for (int64_t d = 0; d < 2 * pairs; ++d) out[d] *= rotated_scale;
+      for (int64_t d = 2 * pairs; d < task.head_dim; ++d) out[d] *= scale;
+      if (task.turn_heads) turn_head(out, task.head_dim);
+      for (int64_t d = 0; d < task.head_dim; ++d) store_act(out[d], q_out + d);
     }
   }
   for (int64_t t = 0; t < task.count; ++t) {
     const float* k =
         norm_head(task.k + t * task.stride, task.k_norm, task.norm_eps, task.head_dim, normed);
-    rotate_head(k, task.cos + t * pairs, task.sin + t * pairs, pairs, task.head_dim,
-                task.scratch + t * task.head_dim);
+    float* out = task.scratch + t * task.head_dim;
+    rotate_head(k, task.cos + t * pairs, task.sin + t * pairs, pairs, task.head_dim, out);
+    if (task.turn_heads) turn_head(out, task.head_dim);
   }
-  append_keys(task, task.scratch, static_cast<Act*>(task.k_tile));
-  if (task.first_key == 0) std::memset(task.v_tile, 0, static_cast<size_t>(task.v_tile_bytes));
-  append_values(task, static_cast<Act*>(task.v_tile));
+  const KvTile& k = task.tiles->k();
+  const KvTile& v = task.tiles->v();
+  auto* row = reinterpret_cast<uint8_t*>(normed);  // which has served
+  if (k.element == KvElement::kNative) {
+    append_keys(task, task.scratch, static_cast<Act*>(task.k_tile));
+  } else {
+    const auto index = [&](int64_t n, int64_t d) { return key_index<Act>(d, n, task.head_dim); };
+    append_codes(task, k, task.scratch, task.head_dim, task.k_tile, index, row);
+  }
+  if (v.element == KvElement::kNative) {
+    if (task.first_key == 0) std::memset(task.v_tile, 0, static_cast<size_t>(v.bytes));
+    append_values(task, static_cast<Act*>(task.v_tile));
+  } else {
+    if (task.first_key == 0) {
+      std::memset(static_cast<char*>(task.v_tile) + v.code_bytes, 0,
+                  static_cast<size_t>(v.parameter_bytes()));
+    }
+    append_codes(task, v, task.v, task.stride, task.v_tile, value_index<Act>, row);
+  }
 }

@@ -1,0 +1,231 @@
+// Included once per instruction set; see kernels.inc.
+// Quantised tiles of keys and values (KvTile): a row's codes put in, a tile's elements taken out.
+
+/// Index within the tile of keys of element d of key n.
+template <class Act>
+inline int64_t key_index(int64_t d, int64_t n, int64_t head_dim) {
+  return n / kPanelCols * padded_k<Act>(head_dim) * kPanelCols + index_in_panel<Act>(d, n);
+}
+
+/// Index within the tile of values of element d of key n.
+template <class Act>
+inline int64_t value_index(int64_t n, int64_t d) {
+  return d / kPanelCols * padded_k<Act>(kKeyTile) * kPanelCols + index_in_panel<Act>(n, d);
+}
+
+/// Writes one code of a tile.
+inline void store_code(const KvTile& tile, int64_t index, uint8_t code, uint8_t* codes) {
+  if (tile.element != KvElement::kInt4) {
+    codes[index] = code;
+    return;
+  }
+  uint8_t& byte = codes[KvTile::byte_of_int4(index)];
+  const int shift = KvTile::shift_of_int4(index);
+  byte = static_cast<uint8_t>((byte & (0xf0 >> shift)) | (code << shift));
+}
+
+/// Codes [head_dim] of a row, one a byte; its parameters go where those of key n of the tile are.
+inline void quantize_row(const KvTile& tile, const float* x, int64_t head_dim, int64_t n,
+                         uint16_t* parameters, uint8_t* codes) {
+  if (tile.element == KvElement::kInt8) {
+    parameters[n] = quantize_int8(x, head_dim, reinterpret_cast<int8_t*>(codes));
+  } else if (tile.element == KvElement::kFp8) {
+    parameters[n] = quantize_fp8(x, head_dim, codes);
+  } else {
+    for (int64_t group = 0; group < tile.groups; ++group) {
+      const int64_t first = group * kInt4Group;
+      const int64_t count = std::min(kInt4Group, head_dim - first);
+      const Int4Parameters p = quantize_int4(x + first, count, codes + first);
+      parameters[group * kKeyTile + n] = p.scale;
+      parameters[(tile.groups + group) * kKeyTile + n] = p.zero;
+    }
+  }
+}
+
+/// Quantises the rows of the task's tokens, `stride` floats apart, and appends them to a tile.
+/// index(n, d): of element d of key n there. row: [head_dim], to work in.
+template <class Index>
+inline void append_codes(const RotateTask& task, const KvTile& tile, const float* rows,
+                         int64_t stride, void* data, const Index& index, uint8_t* row) {
+  auto* codes = static_cast<uint8_t*>(data);
+  auto* parameters = reinterpret_cast<uint16_t*>(codes + tile.code_bytes);
+  for (int64_t t = 0; t < task.count; ++t) {
+    const int64_t n = task.first_key + t;
+    quantize_row(tile, rows + t * stride, task.head_dim, n, parameters, row);
+    for (int64_t d = 0; d < task.head_dim; ++d) store_code(tile, index(n, d), row[d], codes);
+  }
+}
+
+using Bytes = uint8_t __attribute__((vector_size(16)));
+using SignedBytes = int8_t __attribute__((vector_size(16)));
+using Halves = uint16_t __attribute__((vector_size(32)));
+
+/// The 16 codes from `index` on, a multiple of 16, as numbers.
+template <KvElement element>
+inline Vec decode(const uint8_t* codes, int64_t index) {
+  if constexpr (element == KvElement::kInt8) {
+    const auto bytes = load_as<SignedBytes>(codes + index);
+    return __builtin_convertvector(__builtin_convertvector(bytes, VecI), Vec);
+  } else if constexpr (element == KvElement::kFp8) {
+    const VecU code = __builtin_convertvector(load_as<Bytes>(codes + index), VecU);
+    const VecU bits = (code & 0x7fU) << 20 | (code & 0x80U) << 24;  // as from_e4m3
+    return load_as<Vec>(&bits) * 0x1p120F;
+  } else {
+    const auto bytes = load_as<Bytes>(codes + KvTile::byte_of_int4(index));
+    const VecU words = __builtin_convertvector(bytes, VecU) >> KvTile::shift_of_int4(index) & 0xfU;
+    return __builtin_convertvector(load_as<VecI>(&words), Vec);
+  }
+}
+
+/// Stores 32 elements.
+inline void store_run(Vec low, Vec high, float* out) {
+  store(out, low);
+  store(out + kLanes, high);
+}
+inline void store_run(Vec low, Vec high, bf16_t* out) {
+#if defined(__AVX512BF16__)
+  const __m512bh pairs = _mm512_cvtne2ps_pbh(load_as<__m512>(&high), load_as<__m512>(&low));
+  std::memcpy(out, &pairs, sizeof(pairs));
+#else
+  const auto rounded = [](Vec x) {
+    const auto bits = load_as<VecU>(&x);
+    return __builtin_convertvector((bits + 0x7fffU + (bits >> 16 & 1U)) >> 16, Halves);
+  };
+  const Halves halves[2] = {rounded(low), rounded(high)};
+  std::memcpy(out, halves, sizeof(halves));
+#endif
+}
+
+/// What the elements of a run of 32 are multiplied by, or moved by.
+struct RunOf {
+  Vec low;
+  Vec high;
+};
+
+/// Of keys first on, whose bfloat16s are given: in a run of float32 are 32 keys, in one of bfloat16
+/// 16 keys, each twice.
+template <class Act>
+inline RunOf run_of_keys(const uint16_t* parameters, int64_t first) {
+  float values[32];
+  for (int64_t i = 0; i < 32; ++i) {
+    values[i] = bf16_to_float(parameters[first + (sizeof(Act) == 2 ? i / 2 : i)]);
+  }
+  return {load(values), load(values + kLanes)};
+}
+
+/// Of values: in run r of a panel of float32 are dims of key r, in one of bfloat16 dims of two keys
+/// in turn.
+template <class Act>
+inline Vec run_of_values(const uint16_t* parameters, int64_t run) {
+  if constexpr (sizeof(Act) == 2) {
+    const int64_t key = run / 32 * 32 + run % 16 * 2;
+    uint32_t pair;
+    std::memcpy(&pair, parameters + key, sizeof(pair));
+    constexpr VecU kShifts = {16, 0, 16, 0, 16, 0, 16, 0, 16, 0, 16, 0, 16, 0, 16, 0};
+    const VecU bits = (pair - VecU{}) << kShifts & 0xffff0000U;
+    return load_as<Vec>(&bits);
+  } else {
+    return broadcast(bf16_to_float(parameters[run]));
+  }
+}
+
+/// Asks for what is read later.
+inline void ask_for(const void* data, int64_t bytes) {
+  for (int64_t byte = 0; byte < bytes; byte += 64) {
+    __builtin_prefetch(static_cast<const char*>(data) + byte, 0, 2);
+  }
+}
+
+/// The keys of a tile in the layout of panel.h: of int8 and e4m3 the codes themselves, which are
+/// exact in bfloat16, since scores are multiplied by the scales; of int4 zero + scale q.
+/// ahead: a tile that comes later.
+template <class Act, KvElement element>
+inline void decode_keys(const KvTile& tile, const void* data, const void* ahead, int64_t head_dim,
+                        Act* out) {
+  const auto* codes = static_cast<const uint8_t*>(data);
+  ask_for(ahead, tile.bytes);
+  const int64_t inner = padded_k<Act>(head_dim);
+  if constexpr (element != KvElement::kInt4) {
+    for (int64_t i = 0; i < inner * kKeyTile; i += 2 * kLanes) {
+      store_run(decode<element>(codes, i), decode<element>(codes, i + kLanes), out + i);
+    }
+  } else {
+    const auto* scales = reinterpret_cast<const uint16_t*>(codes + tile.code_bytes);
+    const uint16_t* zeros = scales + tile.groups * kKeyTile;
+    constexpr int64_t kKeys = sizeof(Act) == 2 ? 16 : 32;  // of a run
+    int64_t i = 0;
+    for (int64_t panel = 0; panel < kKeyTile; panel += kPanelCols) {
+      for (int64_t dim = 0; dim < inner; dim += kKBlock) {
+        const int64_t group = dim / kInt4Group * kKeyTile;
+        const int64_t runs = sizeof(Act) == 2 ? kKBlock / 2 : std::min(kKBlock, inner - dim);
+        for (int64_t key = panel; key < panel + kPanelCols; key += kKeys) {
+          const RunOf scale = run_of_keys<Act>(scales + group, key);
+          const RunOf zero = run_of_keys<Act>(zeros + group, key);
+          for (int64_t run = 0; run < runs; ++run, i += 2 * kLanes) {
+            store_run(decode<element>(codes, i) * scale.low + zero.low,
+                      decode<element>(codes, i + kLanes) * scale.high + zero.high, out + i);
+          }
+        }
+      }
+    }
+  }
+}
+
+/// The values of a tile in the layout of panel.h.
+template <class Act, KvElement element>
+inline void decode_values(const KvTile& tile, const void* data, const void* ahead, int64_t cols,
+                          Act* out) {
+  const auto* codes = static_cast<const uint8_t*>(data);
+  const auto* scales = reinterpret_cast<const uint16_t*>(codes + tile.code_bytes);
+  ask_for(ahead, tile.bytes);
+  int64_t i = 0;
+  for (int64_t col = 0; col < cols; col += kPanelCols) {
+    const uint16_t* scale_of = scales;
+    const uint16_t* zero_of = nullptr;
+    if constexpr (element == KvElement::kInt4) {
+      scale_of += col / kInt4Group * kKeyTile;
+      zero_of = scale_of + tile.groups * kKeyTile;
+    }
+    for (int64_t run = 0; run < kKeyTile; ++run, i += 2 * kLanes) {
+      const Vec scale = run_of_values<Act>(scale_of, run);
+      Vec low = decode<element>(codes, i) * scale;
+      Vec high = decode<element>(codes, i + kLanes) * scale;
+      if constexpr (element == KvElement::kInt4) {
+        const Vec zero = run_of_values<Act>(zero_of, run);
+        low += zero;
+        high += zero;
+      }
+      store_run(low, high, out + i);
+    }
+  }
+}
+
+/// decode_keys and decode_values of whatever element the tile holds.
+template <class Act>
+inline void decode_keys(const KvTile& tile, const void* data, const void* ahead, int64_t head_dim,
+                        Act* out) {
+  switch (tile.element) {
+    case KvElement::kInt8:
+      return decode_keys<Act, KvElement::kInt8>(tile, data, ahead, head_dim, out);
+    case KvElement::kFp8:
+      return decode_keys<Act, KvElement::kFp8>(tile, data, ahead, head_dim, out);
+    case KvElement::kInt4:
+      return decode_keys<Act, KvElement::kInt4>(tile, data, ahead, head_dim, out);
+    case KvElement::kNative:
+      break;
+  }
+}
+template <class Act>
+inline void decode_values(const KvTile& tile, const void* data, const void* ahead, int64_t cols,
+                          Act* out) {
+  switch (tile.element) {
+    case KvElement::kInt8:
+      return decode_values<Act, KvElement::kInt8>(tile, data, ahead, cols, out);
+    case KvElement::kFp8:
+      return decode_values<Act, KvElement::kFp8>(tile, data, ahead, cols, out);
+    case KvElement::kInt4:
+      return decode_values<Act, KvElement::kInt4>(tile, data, ahead, cols, out);
+    case KvElement::kNative:
+      break;
+  }
+}

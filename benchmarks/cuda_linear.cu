@@ -2,6 +2,7 @@
 // beside cuBLASLt's and a copy on the same card: microseconds, and the rate at which weights are
 // read. The claim: with 1 and 8 rows at 85 % of the copy's rate at least. Products follow each
 // other in a stream as in a decode step, each with weights that are not in cache. Run: cuda_linear
+// [--json]
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -9,6 +10,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 #include "backend/cuda/cublaslt.h"
 #include "backend/cuda/linear_skinny.h"
@@ -76,10 +78,10 @@ double seconds(int launches, cudaStream_t stream, Fn fn) {
   return 1e-3 * best / launches;
 }
 
-int run() {
+int run(bool json) {
   cudaDeviceProp device;
   CUDA_CHECK(cudaGetDeviceProperties(&device, 0));
-  std::printf("%s\n", device.name);
+  std::printf(json ? "{\"device\": \"%s\", \"results\": [\n" : "%s\n", device.name);
   cudaStream_t stream;
   CUDA_CHECK(cudaStreamCreate(&stream));
   __nv_bfloat16* weights;
@@ -95,7 +97,8 @@ int run() {
                                cudaMemcpyDeviceToDevice, stream));
   });
   const double copy_rate = static_cast<double>(kPoolBytes) / copy;
-  std::printf("copy %36.0f GB/s\n", copy_rate * 1e-9);
+  std::printf(json ? "  {\"name\": \"copy\", \"GB/s\": %.0f}" : "copy %36.0f GB/s\n",
+              copy_rate * 1e-9);
 
   CublasLt cublas;
   bool reached = true;
@@ -113,16 +116,22 @@ int run() {
           launches, stream, [&](int i) { cublas.linear(in, weight(i), k, nullptr, to, stream); });
       CUDA_CHECK(cudaGetLastError());
       const double rate = 2.0 * static_cast<double>(size) / own;
-      std::printf("%-8s %2d rows %10.1f us %8.0f GB/s (%3.0f %% of the copy)   cuBLASLt %.1f us\n",
-                  name, static_cast<int>(rows), own * 1e6, rate * 1e-9, 100 * rate / copy_rate,
-                  theirs * 1e6);
+      const char* const text =
+          json ? ",\n  {\"name\": \"%s\", \"rows\": %d, \"us\": %.1f, \"GB/s\": %.0f, "
+                 "\"%% of the copy\": %.0f, \"cuBLASLt us\": %.1f}"
+               : "%-8s %2d rows %10.1f us %8.0f GB/s (%3.0f %% of the copy)   cuBLASLt %.1f us\n";
+      std::printf(text, name, static_cast<int>(rows), own * 1e6, rate * 1e-9,
+                  100 * rate / copy_rate, theirs * 1e6);
       reached &= rows > 8 || rate >= 0.85 * copy_rate;
     }
   }
+  if (json) std::printf("\n]}\n");
   return reached ? 0 : 1;
 }
 
 }  // namespace
 }  // namespace longspan::cuda::bench
 
-int main() { return longspan::cuda::bench::run(); }
+int main(int argc, char** argv) {
+  return longspan::cuda::bench::run(argc > 1 && std::strcmp(argv[1], "--json") == 0);
+}

@@ -137,10 +137,11 @@ void bind_engine(py::module_& m) {
                   py::arg("progress") = py::none(),
                   "Loads a Hugging Face model directory. progress(done_bytes, total_bytes) is "
                   "called while weights load; what it raises ends the loading.")
-      .def_static("follow", &follow, py::arg("model_dir"), py::arg("config") = EngineConfig(),
-                  py::arg("progress") = py::none(),
-                  "In a process that a launcher started as another rank than 0: does what rank 0 says "
-                  "until that closes its engine, and returns True. Elsewhere False at once.")
+      .def_static(
+          "follow", &follow, py::arg("model_dir"), py::arg("config") = EngineConfig(),
+          py::arg("progress") = py::none(),
+          "In a process that a launcher started as another rank than 0: does what rank 0 says "
+          "until that closes its engine, and returns True. Elsewhere False at once.")
       .def("generate", &generate, py::arg("input_ids"), py::arg("config") = GenerationConfig(),
            py::arg("rope_length") = py::none(), py::arg("token_nll") = false,
            py::arg("signal") = py::none(),

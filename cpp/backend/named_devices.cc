@@ -11,13 +11,12 @@ namespace {
 
 constexpr int64_t mib(int64_t count) { return count << 20; }
 
-// Multiprocessors and compute capabilities are NVIDIA's published ones. Bytes are what CUDA says on
-// such a card, the H100's measured, the others' the least seen in public reports of PyTorch's
-// "total capacity": a card may have a little more.
+// Multiprocessors and compute capabilities are NVIDIA's published ones. Bytes are the least known to
+// be reported as such a card's total by CUDA, by way of PyTorch: a card may have a little more.
 constexpr std::array kDevices = {
     NamedDevice{"a100-40g", "NVIDIA A100 40GB", mib(40326), 108, 8, 0},
     NamedDevice{"a100-80g", "NVIDIA A100 80GB", mib(81050), 108, 8, 0},
-    NamedDevice{"h100", "NVIDIA H100 80GB HBM3", mib(81079), 132, 9, 0},
+    NamedDevice{"h100", "NVIDIA H100 80GB HBM3", mib(81008), 132, 9, 0},
     NamedDevice{"h200", "NVIDIA H200", mib(143073), 132, 9, 0},
     NamedDevice{"l40s", "NVIDIA L40S", mib(45466), 142, 8, 9},
     NamedDevice{"rtx4090", "NVIDIA GeForce RTX 4090", mib(24084), 128, 8, 9},

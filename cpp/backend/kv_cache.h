@@ -36,7 +36,7 @@ struct KvShape {
 };
 
 /// The block pool's memory: [num_blocks] blocks of block_bytes, each [layer][kv_head]{K tile, V
-/// tile, quantisation parameters}, tiles aligned to 1024 bytes. The order inside a tile, and of the
+/// tile, quantisation parameters}, tiles aligned to 128 bytes. The order inside a tile, and of the
 /// parameters, is the backend's own.
 struct KvCache {
   Buffer pool;

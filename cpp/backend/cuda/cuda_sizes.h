@@ -45,8 +45,9 @@ class CudaSizes : public Base {
     return CudaPackedLinear::bytes(out_features, in_features);
   }
   std::span<const KvFormat> kv_formats(int64_t) const override {
-    static constexpr KvFormat kFormats[] = {KvFormat::kNative, KvFormat::kInt8, KvFormat::kFp8,
-                                            KvFormat::kInt8Fp8, KvFormat::kInt8Int4};
+    static constexpr KvFormat kFormats[] = {KvFormat::kNative,   KvFormat::kInt8,
+                                            KvFormat::kFp8,      KvFormat::kInt8Fp8,
+                                            KvFormat::kInt8Int4, KvFormat::kInt4};
     return kFormats;
   }
   int64_t kv_block_bytes(const KvShape& shape) const override {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <type_traits>
+
 #include "backend/cuda/decode_loader.cuh"
 
 namespace longspan::cuda::decode {
@@ -113,6 +115,33 @@ __device__ inline uint32_t read_shared(uint32_t address) {
   return word;
 }
 
+/// The scales and zeros of a row of int4, by group.
+template <class S>
+struct GroupScales {
+  uint32_t words[S::kScaleBytes / 4];
+
+  __device__ GroupScales(uint32_t slice, int row) {
+    const uint32_t at = slice + S::kScales + row * S::kScaleBytes;
+#pragma unroll
+    for (int i = 0; i < S::kScaleBytes / 4; i += 2) {
+      asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+                   : "=r"(words[i]), "=r"(words[i + 1])
+                   : "r"(at + i * 4)
+                   : "memory");
+    }
+  }
+  /// Of the group of 16-byte chunk `chunk`.
+  __device__ uint32_t of(int chunk) const {
+    return words[chunk * 32 / static_cast<int>(kInt4Group)];
+  }
+};
+/// Stands for those of other elements.
+struct NoScales {
+  __device__ NoScales(uint32_t, int) {}
+};
+template <class S>
+using ScalesOf = std::conditional_t<S::kElement == KvElement::kInt4, GroupScales<S>, NoScales>;
+
 /// scores[16 pairs][kKeys] = Q K^T but for the keys' scales, in two sums that do not wait for each
 /// other.
 template <class C>
@@ -142,9 +171,10 @@ __device__ void multiply_keys(const Queries<C>& queries, uint32_t keys, int lane
     const uint32_t row = lane % 16;
     const uint32_t half = lane / 16;
 #pragma unroll
-    for (int c = 0; c < S::kTokenBytes / 16; c += 2) {
+    for (int t = 0; t < C::kKeys / 16; ++t) {
+      const ScalesOf<S> scales[2] = {{keys, t * 16 + lane / 4}, {keys, t * 16 + 8 + lane / 4}};
 #pragma unroll
-      for (int t = 0; t < C::kKeys / 16; ++t) {
+      for (int c = 0; c < S::kTokenBytes / 16; c += 2) {
         uint32_t words[4];  // [chunk][keys 0 to 7, or 8 to 15]
         ldmatrix(words, keys + S::at(t * 16 + row, c + half));
 #pragma unroll
@@ -152,9 +182,7 @@ __device__ void multiply_keys(const Queries<C>& queries, uint32_t keys, int lane
           uint32_t pairs[kPairs];
           widen<S::kElement>(words[i], pairs);
           if constexpr (S::kElement == KvElement::kInt4) {
-            const int key = t * 16 + i % 2 * 8 + lane / 4;
-            const int group = (c + i / 2) * 32 / static_cast<int>(kInt4Group);
-            const uint32_t by = read_shared(keys + S::kScales + key * S::kScaleBytes + group * 4);
+            const uint32_t by = scales[i % 2].of(c + i / 2);
 #pragma unroll
             for (uint32_t& pair : pairs) pair = scaled(pair, twice_low(by), twice_high(by));
           }
@@ -208,34 +236,32 @@ __device__ void multiply_values(const float (&weights)[C::kKeys / 8][4], uint32_
     const uint32_t a[4] = {pack_bf16(low_keys[0], low_keys[1]), pack_bf16(low_keys[2], low_keys[3]),
                            pack_bf16(high_keys[0], high_keys[1]),
                            pack_bf16(high_keys[2], high_keys[3])};
+    const int key = t * 16 + lane % 4 * 2;
+    const ScalesOf<S> scales[4] = {
+        {values, key}, {values, key + 1}, {values, key + 8}, {values, key + 9}};
 #pragma unroll
     for (int c = 0; c < S::kTokenBytes / 16; c += 2) {
       uint32_t words[4];  // [chunk][keys 0 to 7, or 8 to 15]
       ldmatrix_trans(words, values + S::at(t * 16 + row, c + half));
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        uint32_t low[kPairs];
-        uint32_t high[kPairs];
-        widen<S::kElement>(words[2 * h], low);
-        widen<S::kElement>(words[2 * h + 1], high);
-        if constexpr (S::kElement == KvElement::kInt4) {
-          const int group = (c + h) * 32 / static_cast<int>(kInt4Group);
-          const auto scale = [&](int first_key, uint32_t (&pairs)[kPairs]) {
-            const uint32_t at = values + S::kScales +
-                                (t * 16 + first_key + lane % 4 * 2) * S::kScaleBytes + group * 4;
-            const uint32_t even = read_shared(at);
-            const uint32_t odd = read_shared(at + S::kScaleBytes);
+        uint32_t pairs[2][kPairs];
 #pragma unroll
-            for (uint32_t& pair : pairs) {
-              pair = scaled(pair, as_bf16x2(__byte_perm(even, odd, 0x5410)),
-                            as_bf16x2(__byte_perm(even, odd, 0x7632)));
-            }
-          };
-          scale(0, low);
-          scale(8, high);
+        for (int i = 0; i < 2; ++i) {
+          widen<S::kElement>(words[2 * h + i], pairs[i]);
+          if constexpr (S::kElement == KvElement::kInt4) {
+            const uint32_t even = scales[2 * i].of(c + h);
+            const uint32_t odd = scales[2 * i + 1].of(c + h);
+            const __nv_bfloat162 scale = as_bf16x2(__byte_perm(even, odd, 0x5410));
+            const __nv_bfloat162 zero = as_bf16x2(__byte_perm(even, odd, 0x7632));
+#pragma unroll
+            for (uint32_t& pair : pairs[i]) pair = scaled(pair, scale, zero);
+          }
         }
 #pragma unroll
-        for (int i = 0; i < kPairs; ++i) mma(out[(c + h) * kPairs + i], a, low[i], high[i]);
+        for (int i = 0; i < kPairs; ++i) {
+          mma(out[(c + h) * kPairs + i], a, pairs[0][i], pairs[1][i]);
+        }
       }
     }
   }

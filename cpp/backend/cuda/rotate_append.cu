@@ -27,6 +27,7 @@ struct Task {
   const float* q_factor;
 
   __device__ bool has_int4() const { return kv.value.element == KvElement::kInt4; }
+  __device__ bool turns_heads() const { return kv.key.element == KvElement::kInt4; }
   __device__ bool has_norm() const { return q_norm != nullptr || k_norm != nullptr; }
   /// The block of a position; its length is a power of two.
   __device__ int64_t block_at(const SeqView& seq, int64_t position) const {
@@ -128,6 +129,33 @@ __device__ KvScale scale_of(const Task& task, const Head& head, KvRange own, KvR
   own.merge_magnitudes<kLanes>();
   if (task.has_int4()) group.merge_all<kGroupChunks>();
   return (element == KvElement::kInt4 ? group : own).of(element);
+}
+
+/// turn_head() of kv_quantize.h, a head in runs of whole chunks. For all lanes to call, each with
+/// the chunk of its number.
+__device__ void turn_head(int head_dim, int chunk, Eight& y) {
+  const int run = head_dim & -head_dim;
+#pragma unroll
+  for (int half = 1; half < kChunk; half *= 2) {
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) {
+      if ((i & half) != 0) continue;
+      const float a = y.x[i];
+      const float b = y.x[i + half];
+      y.x[i] = a + b;
+      y.x[i + half] = a - b;
+    }
+  }
+  for (int step = 1; step * kChunk < run; step *= 2) {
+#pragma unroll
+    for (float& x : y.x) {
+      const float other = __shfl_xor_sync(0xffffffff, x, step);
+      x = (chunk & step) != 0 ? other - x : x + other;
+    }
+  }
+  const float scale = 1.0f / sqrtf(static_cast<float>(run));
+#pragma unroll
+  for (float& x : y.x) x *= scale;
 }
 
 __device__ float sum_of_squares(const Eight& v) {
@@ -255,6 +283,11 @@ __device__ void append_any(const Task& task, const T* __restrict__ row, int32_t 
     }
     KvScale by{};
     if constexpr (kQuantized) {  // every lane, for the shuffles
+      if (task.turns_heads()) {
+        Eight turned = y;
+        turn_head(head_dim, chunk, turned);
+        if (!head.is_v) y = turned;
+      }
       KvRange range;
       if (count > 0) range.add(y);
       by = scale_of<kLanes>(task, head, range, range);
@@ -321,8 +354,9 @@ void rotate_append(const RotateAppendArgs& args, cudaStream_t stream) {
   const bool grouped =
       kv.value.element != KvElement::kInt4 ||
       (2 * args.plan.rotary_pairs == kv.head_dim && args.plan.rotary_pairs % kInt4Group == 0);
-  const bool aligned = kv.head_dim % kChunk == 0 && args.plan.rotary_pairs % kChunk == 0 &&
-                       grouped && has_whole_eights(args.qkv) && args.q_stride % kChunk == 0 &&
+  const bool aligned = kv.key.element != KvElement::kInt4 && kv.head_dim % kChunk == 0 &&
+                       args.plan.rotary_pairs % kChunk == 0 && grouped &&
+                       has_whole_eights(args.qkv) && args.q_stride % kChunk == 0 &&
                        reinterpret_cast<uintptr_t>(args.q_out) % 16 == 0;
   const auto blocks = static_cast<unsigned>(args.plan.num_tokens +
                                             (quantised ? 0 : args.plan.num_seqs * kv.num_kv_heads));

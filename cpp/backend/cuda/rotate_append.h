@@ -28,10 +28,12 @@ struct RotateAppendArgs {
 };
 
 /// Pair (i, i + rotary_pairs) of every q and k head turns by the plan's angle i; dimensions from
-/// 2 rotary_pairs on pass through. All in float32, rounded to bfloat16 once. head_dim: even, at
-/// most 256. Columns of a panel beyond head_dim, and values of the panel's tokens after the last
-/// one of a sequence where the panel was begun in this step, are set to zero: stale values are
-/// never multiplied with a probability. A row whose row_seq is negative is left alone.
+/// 2 rotary_pairs on pass through. All in float32, rounded to bfloat16 once, or quantised as
+/// kv_quantize.h says. head_dim: even, at most 256; a multiple of 8 where int4 keys turn heads.
+/// Elements of a row beyond head_dim are set to zero, and so are, in bfloat16, values of the
+/// panel's tokens after the last one of a sequence where the panel was begun in this step: stale
+/// values are never multiplied with a probability. Codes and scales of tokens that are not there
+/// may be anything. A row whose row_seq is negative is left alone.
 void rotate_append(const RotateAppendArgs& args, cudaStream_t stream);
 
 }  // namespace longspan::cuda

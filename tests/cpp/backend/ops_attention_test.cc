@@ -37,7 +37,7 @@ class AttentionOps : public Ops {
     rotary_dim_ = shape.head_dim;
     q_norm_.clear();
     k_norm_.clear();
-    limits_ = {max_tokens, max_seqs, (max_keys + block_len - 1) / block_len};
+    limits_ = {max_tokens, max_seqs, (max_keys + block_len - 1) / block_len, block_len, format};
     cache_.shape = {kNumLayers, shape.num_kv_heads, shape.head_dim, block_len, format};
     cache_.num_blocks = limits_.max_blocks_per_seq * max_seqs;
     cache_.block_bytes = backend().kv_block_bytes(cache_.shape);
@@ -191,9 +191,14 @@ class AttentionOps : public Ops {
       }
     }
     const KvFormat format = cache_.shape.format;
+    // CUDA multiplies int4, and codes of any kind for many rows, as bfloat16 numbers.
+    constexpr int64_t kDecodeRows = 16;
     const auto held = [&](const Matrix& x, KvElement element) {
-      return element == KvElement::kNative ? rounded(x, act())
-                                           : reference::quantized(x, shape_.head_dim, element);
+      if (element == KvElement::kNative) return rounded(x, act());
+      const Matrix numbers = reference::quantized(x, shape_.head_dim, element);
+      const bool rounds = std::string(GetParam().name) == "cuda" &&
+                          (element == KvElement::kInt4 || count > kDecodeRows);
+      return rounds ? rounded(numbers, act()) : numbers;
     };
     const Matrix q = rounded(reference::turned(rotated, shape_.head_dim, format), act());
     const Matrix k =

@@ -11,8 +11,8 @@ namespace {
 
 constexpr int64_t mib(int64_t count) { return count << 20; }
 
-// Multiprocessors and compute capabilities are NVIDIA's published ones. Bytes are the least known to
-// be reported as such a card's total by CUDA, by way of PyTorch: a card may have a little more.
+// Multiprocessors and compute capabilities are NVIDIA's published ones. Bytes are the least known
+// to be reported as such a card's total by CUDA, by way of PyTorch: a card may have a little more.
 constexpr std::array kDevices = {
     NamedDevice{"a100-40g", "NVIDIA A100 40GB", mib(40326), 108, 8, 0},
     NamedDevice{"a100-80g", "NVIDIA A100 80GB", mib(81050), 108, 8, 0},

@@ -11,6 +11,8 @@
 
 namespace longspan::cuda {
 
+// A plan of 67.6 GiB with both took 67.1 GiB on an H100 at its peak: half of this is a margin.
+
 /// Taken when a backend begins: the context, cuBLASLt's workspace and the backend's own buffers.
 inline constexpr int64_t kBeginBytes = int64_t{640} << 20;
 /// Taken later: code that CUDA loads on first use, and the driver's own needs.

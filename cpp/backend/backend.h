@@ -68,6 +68,9 @@ class BackendSizes {
   virtual std::span<const KvFormat> kv_formats(int64_t head_dim) const = 0;
   virtual int64_t kv_block_bytes(const KvShape& shape) const = 0;
   virtual int64_t step_plan_bytes(const StepLimits& limits, const AttentionShape& shape) const = 0;
+  /// Fewest prefill tokens of a step that keep the device busy, whatever the context: fewer take as
+  /// long.
+  virtual int64_t least_prefill_tokens(int64_t num_heads, const KvShape& cache) const = 0;
 };
 
 /// Everything a device does. Ops run in the order they are called; shapes are per rank.

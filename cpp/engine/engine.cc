@@ -82,7 +82,7 @@ class Engine::Impl {
     const uint64_t seed = request.generation.seed.value_or(random_seed());
     auto state = std::make_shared<RequestState>(
         std::move(request), lengths, rope_->profile(lengths.rope_length), seed, std::move(signal),
-        StepCost(model_, 1.0).flops(lengths.prompt, 0));
+        StepCost(model_).flops(lengths.prompt, 0));
     {
       const std::lock_guard lock(mutex_);
       if (closing_) throw EngineClosed("submit: expected an open engine, got a closed one");
@@ -133,7 +133,9 @@ class Engine::Impl {
           scheduler(pool, make_prefix_cache(impl.config_), impl.config_.cache_block_seq_len,
                     impl.config_.max_batch_size, impl.config_.max_prefill_token_num),
           cost(impl.model_, traits.flops_per_second * (traits.shares_memory ? 1 : impl.config_.tp),
-               traits.step_seconds),
+               traits.step_seconds,
+               ranks.backend().least_prefill_tokens(impl.model_.num_heads / impl.config_.tp,
+                                                    kv_shape(impl.config_, impl.model_))),
           runner(impl.model_, ranks, decoder_limits(impl.config_, traits).max_logit_rows,
                  [&impl] { return impl.closing_.load(); }) {}
 

@@ -1,22 +1,25 @@
 #include "engine/step_cost.h"
 
+#include <algorithm>
+
 namespace longspan {
 namespace {
 
-constexpr int64_t kMinChunk = 64;   // below this a step is mostly overhead
 constexpr double kNewWeight = 0.3;  // of the latest step in the running average
 // Small steps measure memory bandwidth and overhead, not arithmetic.
 constexpr double kMinMeasuredSeconds = 0.01;
 
 }  // namespace
 
-StepCost::StepCost(const ModelConfig& c, double flops_per_second, double target_seconds)
+StepCost::StepCost(const ModelConfig& c, double flops_per_second, double target_seconds,
+                   int64_t least_tokens)
     : flops_per_token_(2.0 * static_cast<double>(c.num_layers) *
                        static_cast<double>(c.hidden_size) *
                        static_cast<double>((2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim +
                                            3 * c.intermediate_size)),
       flops_per_pair_(4.0 * static_cast<double>(c.num_layers * c.num_heads * c.head_dim)),
       target_seconds_(target_seconds),
+      least_tokens_(least_tokens),
       flops_per_second_(flops_per_second) {}
 
 double StepCost::flops(int64_t tokens, int64_t first_position) const {
@@ -26,9 +29,9 @@ double StepCost::flops(int64_t tokens, int64_t first_position) const {
 
 int64_t StepCost::fitting_tokens(int64_t wanted, int64_t first_position, double share) const {
   int64_t tokens = wanted;
-  while (tokens > kMinChunk &&
+  while (tokens > least_tokens_ &&
          flops(tokens, first_position) > flops_per_second_ * target_seconds_ * share) {
-    tokens = (tokens + 1) / 2;
+    tokens = std::max((tokens + 1) / 2, least_tokens_);
   }
   return tokens;
 }

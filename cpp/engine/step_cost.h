@@ -13,14 +13,17 @@ class StepCost {
  public:
   /// flops_per_second: a first guess at the rate, until steps have been measured. target_seconds:
   /// how long a step may take, so that cancellation, progress and other requests stay prompt.
-  StepCost(const ModelConfig& config, double flops_per_second, double target_seconds = 1.0);
+  /// least_tokens: of a chunk, whatever its time: smaller ones would lower the rate, and the lower
+  /// rate the chunks, without end.
+  explicit StepCost(const ModelConfig& config, double flops_per_second = 1.0,
+                    double target_seconds = 1.0, int64_t least_tokens = 64);
 
   /// FLOPs of `tokens` tokens whose first stands at first_position: 2 per weight of a linear, and
   /// 4 head_dim per query head, query and key (Q K^T and P V, causal half counted).
   double flops(int64_t tokens, int64_t first_position) const;
 
   /// The most of `wanted` tokens at first_position that keep a step within a share (0, 1] of the
-  /// target time; at least kMinChunk, or all that are wanted.
+  /// target time; at least least_tokens, or all that are wanted.
   int64_t fitting_tokens(int64_t wanted, int64_t first_position, double share = 1.0) const;
 
   /// A step of this much arithmetic took this long.
@@ -30,6 +33,7 @@ class StepCost {
   double flops_per_token_;  // linears
   double flops_per_pair_;   // attention, per (query, key)
   double target_seconds_;
+  int64_t least_tokens_;
   double flops_per_second_;
 };
 

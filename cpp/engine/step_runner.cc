@@ -56,7 +56,7 @@ StepRunner::StepRunner(const ModelConfig& config, RankGroup& ranks, int64_t max_
       ranks_(ranks),
       max_logit_rows_(max_logit_rows),
       closing_(std::move(closing)),
-      work_(config, 1.0) {}
+      work_(config) {}
 
 void StepRunner::report_layer(const std::vector<ScheduledSequence>& step,
                               int64_t layers_done) const {

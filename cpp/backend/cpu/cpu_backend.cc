@@ -42,6 +42,10 @@ DeviceTraits CpuBackend::traits() const {
           .deterministic = true};
 }
 
+int64_t CpuBackend::least_prefill_tokens(int64_t, const KvShape&) const {
+  return 64;  // below this a step is mostly reading weights
+}
+
 int64_t CpuBackend::packed_linear_bytes(int64_t out_features, int64_t in_features) const {
   return CpuPackedLinear::bytes(dtype_, out_features, in_features);
 }

@@ -58,6 +58,14 @@ class CudaSizes : public Base {
   int64_t step_plan_bytes(const StepLimits& limits, const AttentionShape& shape) const override {
     return CudaStepPlan::bytes(limits, shape, facts_);
   }
+  /// A tile of queries for every multiprocessor, where a long quantised cache is read by one KV
+  /// head at a time (prefill_passes.h).
+  int64_t least_prefill_tokens(int64_t num_heads, const KvShape& cache) const override {
+    constexpr int64_t kTileRows = 128;
+    const int64_t at_once =
+        cache.format == KvFormat::kNative ? num_heads : num_heads / cache.num_kv_heads;
+    return (facts_.num_sms + at_once - 1) / at_once * kTileRows;
+  }
 
  protected:
   const DeviceFacts facts_;

@@ -36,5 +36,15 @@ TEST(StepCost, ChunksShrinkAsTheContextGrowsAndTheMachineSlows) {
   EXPECT_EQ(cost.fitting_tokens(40, 1000000), 40);
 }
 
+TEST(StepCost, ChunksNeverShrinkBelowWhatKeepsTheDeviceBusy) {
+  StepCost cost(small_llama(), 5e10, 1.0, 200);
+  for (int i = 0; i < 50; ++i) {
+    const int64_t tokens = cost.fitting_tokens(512, 10'000'000);
+    ASSERT_EQ(tokens, 200);
+    cost.measured(cost.flops(tokens, 10'000'000), 1e3);
+  }
+  EXPECT_EQ(cost.fitting_tokens(40, 10'000'000), 40);
+}
+
 }  // namespace
 }  // namespace longspan

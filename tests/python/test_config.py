@@ -177,7 +177,7 @@ def test_quant_policy_is_lmdeploys_name_for_the_kv_cache_dtype() -> None:
         EngineConfig(quant_policy=8, kv_cache_dtype="fp8")
     late = EngineConfig(quant_policy=8)
     late.kv_cache_dtype = "int4"
-    with pytest.raises(InvalidArgument, match="^quant_policy: "):
+    with pytest.raises(InvalidArgument, match=r"^quant_policy: "):
         late.native()
 
 

@@ -56,24 +56,46 @@ inline void append_codes(const RotateTask& task, const KvTile& tile, const float
   }
 }
 
-using Bytes = uint8_t __attribute__((vector_size(16)));
-using SignedBytes = int8_t __attribute__((vector_size(16)));
 using Halves = uint16_t __attribute__((vector_size(32)));
+
+/// 16 bytes as integers, with their sign or without. By intrinsics, since GCC takes the bytes of a
+/// __builtin_convertvector one by one.
+template <bool kSigned>
+inline VecI widen(const uint8_t* bytes) {
+#if defined(__AVX512F__)
+  const auto low = load_as<__m128i>(bytes);
+  const __m512i wide = kSigned ? _mm512_cvtepi8_epi32(low) : _mm512_cvtepu8_epi32(low);
+  return load_as<VecI>(&wide);
+#elif defined(__AVX2__)
+  __m256i wide[2];
+  for (int i = 0; i < 2; ++i) {
+    int64_t eight;
+    std::memcpy(&eight, bytes + int64_t{8} * i, sizeof(eight));
+    const __m128i low = _mm_cvtsi64_si128(eight);
+    wide[i] = kSigned ? _mm256_cvtepi8_epi32(low) : _mm256_cvtepu8_epi32(low);
+  }
+  return load_as<VecI>(wide);
+#else
+  int32_t wide[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) {
+    wide[i] = kSigned ? static_cast<int8_t>(bytes[i]) : int32_t{bytes[i]};
+  }
+  return load_as<VecI>(wide);
+#endif
+}
 
 /// The 16 codes from `index` on, a multiple of 16, as numbers.
 template <KvElement element>
 inline Vec decode(const uint8_t* codes, int64_t index) {
   if constexpr (element == KvElement::kInt8) {
-    const auto bytes = load_as<SignedBytes>(codes + index);
-    return __builtin_convertvector(__builtin_convertvector(bytes, VecI), Vec);
+    return __builtin_convertvector(widen<true>(codes + index), Vec);
   } else if constexpr (element == KvElement::kFp8) {
-    const VecU code = __builtin_convertvector(load_as<Bytes>(codes + index), VecU);
-    const VecU bits = (code & 0x7fU) << 20 | (code & 0x80U) << 24;  // as from_e4m3
+    const VecI code = widen<false>(codes + index);
+    const VecI bits = (code & 0x7f) << 20 | (code & 0x80) << 24;  // as from_e4m3
     return load_as<Vec>(&bits) * 0x1p120F;
   } else {
-    const auto bytes = load_as<Bytes>(codes + KvTile::byte_of_int4(index));
-    const VecU words = __builtin_convertvector(bytes, VecU) >> KvTile::shift_of_int4(index) & 0xfU;
-    return __builtin_convertvector(load_as<VecI>(&words), Vec);
+    const VecI bytes = widen<false>(codes + KvTile::byte_of_int4(index));
+    return __builtin_convertvector(bytes >> KvTile::shift_of_int4(index) & 0xf, Vec);
   }
 }
 

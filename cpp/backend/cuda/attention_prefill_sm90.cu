@@ -1,95 +1,30 @@
 #include "backend/cuda/attention_prefill_sm90.h"
-#include "backend/cuda/prefill_softmax.cuh"
-#include "backend/cuda/sm90.cuh"
+#include "backend/cuda/prefill_sm90.cuh"
 
 namespace longspan::cuda {
 namespace {
 
-constexpr int kCluster = 2;  // thread blocks that share keys and values
-constexpr int kKeys = 128;   // of a step
-constexpr int kWarpgroup = 128;
-
-/// The shape of a thread block's work. Warpgroup 0 brings data: its warp 0 keys and values, its
-/// warps 1 to kConsumers the queries of that consumer. Warpgroups 1 to kConsumers compute, 64 rows
-/// each.
+/// The shape of a thread block's work, and what it takes.
 template <int head_dim>
-struct Shape {
-  static constexpr int kHeadDim = head_dim;
-  static constexpr int kRows = prefill_rows_sm90(head_dim);
-  static constexpr int kConsumers = kRows / 64;
-  static constexpr int kThreads = kWarpgroup * (kConsumers + 1);
-  static constexpr int kChunks = head_dim / 8;           // of 16 bytes, in a row
-  static constexpr int kPanels = head_dim / kPanelCols;  // in a row
+struct Shape : PrefillShape<head_dim> {
   static constexpr int kSlotBytes = kKeys * head_dim * 2;
   static constexpr int kSlots = head_dim == 64 ? 8 : 5;
-  static constexpr int kQueryBytes = 64 * head_dim * 2;  // of a consumer
   static constexpr int kProducerRegisters = head_dim == 64 ? 32 : 24;
   static constexpr int kConsumerRegisters = head_dim == 64 ? 160 : 240;
 };
 
-/// What a consumer must know of its 64 rows.
-struct Rows {
-  int32_t num_steps;   ///< tiles of keys to go through, the last first; 0: no more work
-  int32_t num_rows;    ///< to be written
-  int32_t first_sees;  ///< the last key that the first row sees
-  int32_t last_key;    ///< of the tile
-  int64_t out;         ///< offset of the first row in elements
-  float scale_log2;
-};
-
 /// Shared memory. A slot holds a step's keys or its values, column of panels by column of panels:
-/// [kPanels][kKeys][64]. Queries: [kPanels][64][64] of each consumer, of two tiles in turn. All in
-/// the 128-byte swizzle.
+/// [kPanels][kKeys][64] in the 128-byte swizzle. Both sides go through the slots in the same order:
+/// the keys of a tile's last step; then of each step before it the keys, and the values of the step
+/// after it; the values of step 0.
 template <class S>
 struct Shared {
   alignas(1024) char slots[S::kSlots][S::kSlotBytes];
-  alignas(1024) char queries[2][S::kConsumers][S::kQueryBytes];
-  Rows rows[2][S::kConsumers];
+  alignas(1024) QueryBuffers<S> queries;
+  QueryTurns<S> query_turns;
   uint64_t full[S::kSlots];
   uint64_t empty[S::kSlots];
-  uint64_t queries_full[2][S::kConsumers];
-  uint64_t queries_empty[2][S::kConsumers];
 };
-
-/// The slot whose turn it is. Both sides go through the slots in the same order: the keys of a
-/// tile's last step; then of each step before it the keys, and the values of the step after it; the
-/// values of step 0.
-template <class S>
-struct Turn {
-  int slot = 0;
-  uint32_t parity = 0;
-  __device__ int next() {
-    const int now = slot;
-    if (++slot == S::kSlots) {
-      slot = 0;
-      parity ^= 1;
-    }
-    return now;
-  }
-};
-
-/// A tile of this thread block.
-struct Tile {
-  SeqView seq;
-  int head;
-  int row;
-  int num_keys;  ///< that the cluster goes through
-};
-
-template <class S>
-__device__ Tile tile_of(const AttentionArgs& args, const PrefillTile& scheduled, int rank) {
-  Tile tile{args.plan.seqs[scheduled.seq], scheduled.head, scheduled.row, 0};
-  int rows = S::kRows;
-  if (args.num_heads / args.kv.num_kv_heads % 2 == 0) {
-    tile.head += rank;
-  } else {
-    tile.row += rank * S::kRows;
-    rows *= 2;
-  }
-  tile.num_keys =
-      static_cast<int>(tile.seq.first_position) + min(scheduled.row + rows, tile.seq.num_rows);
-  return tile;
-}
 
 /// Half of each slot's panels, the first or the second 64 keys, comes from either thread block and
 /// goes to both.
@@ -100,7 +35,7 @@ __device__ void bring_keys_values(const AttentionArgs& args, const PrefillWorkSm
   const KvLayout& kv = args.kv;
   const int block_panels = kv.block_len / kPanelTokens;
   const int block_shift = block_panels / 2;  // 1, 2, 4 panels: 0, 1, 2
-  Turn<S> turn;
+  Turn<S::kSlots> turn;
   const auto bring = [&](const char* from) {
     mbarrier_wait_amid(smem_address(&shared.empty[turn.slot]), turn.parity ^ 1);
     if (lane == 0) {
@@ -151,50 +86,6 @@ __device__ void bring_keys_values(const AttentionArgs& args, const PrefillWorkSm
   }
 }
 
-/// A tile ahead of the consumer. Rows that do not exist are zero.
-template <class S>
-__device__ void bring_queries(const AttentionArgs& args, const PrefillWorkSm90& work,
-                              Shared<S>& shared, int rank, int consumer) {
-  constexpr int kRowsAtOnce = 32 / S::kChunks;
-  const int lane = threadIdx.x % 32;
-  const int cluster = blockIdx.x / kCluster;
-  const int begin = work.first[cluster];
-  const int count = work.first[cluster + 1] - begin;
-  for (int t = 0; t <= count; ++t) {
-    const int buffer = t % 2;
-    Rows rows{};
-    const __nv_bfloat16* from = nullptr;
-    if (t < count) {
-      const Tile tile = tile_of<S>(args, work.tiles[begin + t], rank);
-      const int row = tile.row + 64 * consumer;
-      rows.last_key = tile.num_keys - 1;
-      rows.num_steps = rows.last_key / kKeys + 1;
-      rows.num_rows = max(0, min(64, tile.seq.num_rows - row));
-      rows.first_sees = min(static_cast<int>(tile.seq.first_position) + row, rows.last_key);
-      rows.out = (tile.seq.first_row + row) * args.out_stride + tile.head * S::kHeadDim;
-      rows.scale_log2 = tile.seq.scale_log2;
-      // Where none of the rows exists, `from` is not read.
-      from = args.q + (tile.seq.first_row + (rows.num_rows > 0 ? row : 0)) * args.q_stride +
-             tile.head * S::kHeadDim + lane % S::kChunks * 8;
-    }
-    mbarrier_wait_amid(smem_address(&shared.queries_empty[buffer][consumer]), t / 2 % 2 ^ 1);
-    if (lane == 0) shared.rows[buffer][consumer] = rows;
-    if (t < count) {
-      const int chunk = lane % S::kChunks;
-      const uint32_t to = smem_address(shared.queries[buffer][consumer]) + chunk / 8 * kPanelBytes;
-#pragma unroll 8
-      for (int r = lane / S::kChunks; r < 64; r += kRowsAtOnce) {
-        const bool exists = r < rows.num_rows;
-        cp_async(to + swizzle(r, chunk % 8), from + (exists ? r : 0) * args.q_stride, exists);
-      }
-      cp_async_commit();
-      cp_async_wait<0>();
-      fence_async_proxy();
-    }
-    mbarrier_arrive(smem_address(&shared.queries_full[buffer][consumer]));
-  }
-}
-
 /// A consumer's queries as the left operand of a product: held in registers where there are enough
 /// of them, which saves reading shared memory at every step, and with it power.
 template <class S, bool in_registers = S::kHeadDim == 128>
@@ -240,51 +131,11 @@ __device__ inline void multiply_keys(float (&s)[kKeys / 2], const Queries<S>& q,
   if constexpr (i + 1 < S::kHeadDim / 16) multiply_keys<S, i + 1>(s, q, k);
 }
 
-/// o += p v of a step.
-template <int kCount>
-__device__ inline void multiply_values(float (&o)[kCount], const uint32_t (&p)[kKeys / 16][4],
-                                       uint64_t v) {
-#pragma unroll
-  for (int i = 0; i < kKeys / 16; ++i) {
-    wgmma_rs<true, true>(o, p[i], wgmma_advance(v, i * 16 * 128));
-  }
-}
-
-/// Writes a warp's 16 rows by way of their place among the queries, which are done with.
-template <class S>
-__device__ inline void write_rows(const AttentionArgs& args, const Rows& rows,
-                                  const float (&o)[S::kHeadDim / 2], const float (&inverse)[2],
-                                  char* staging) {
-  const int lane = threadIdx.x % 32;
-  const int first = threadIdx.x % kWarpgroup / 32 * 16;
-#pragma unroll
-  for (int j = 0; j < S::kChunks; ++j) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      char* to = staging + j / 8 * kPanelBytes + swizzle(first + lane / 4 + 8 * h, j % 8);
-      reinterpret_cast<uint32_t*>(to)[lane % 4] =
-          pack_bf16(o[4 * j + 2 * h] * inverse[h], o[4 * j + 2 * h + 1] * inverse[h]);
-    }
-  }
-  __syncwarp();
-  const int chunk = lane % S::kChunks;
-  const char* from = staging + chunk / 8 * kPanelBytes;
-  __nv_bfloat16* out = args.out + rows.out + chunk * 8;
-#pragma unroll
-  for (int i = 0; i < 16; i += 32 / S::kChunks) {
-    const int r = first + i + lane / S::kChunks;
-    if (r >= rows.num_rows) break;
-    *reinterpret_cast<uint4*>(out + r * args.out_stride) =
-        *reinterpret_cast<const uint4*>(from + swizzle(r, chunk % 8));
-  }
-  __syncwarp();
-}
-
 template <class S>
 __device__ void compute(const AttentionArgs& args, Shared<S>& shared, int consumer) {
   const int lane = threadIdx.x % 32;
   const int thread_row = threadIdx.x % kWarpgroup / 32 * 16 + lane / 4;
-  Turn<S> turn;
+  Turn<S::kSlots> turn;
   const auto wait_full = [&] {
     mbarrier_wait_amid(smem_address(&shared.full[turn.slot]), turn.parity);
   };
@@ -299,10 +150,11 @@ __device__ void compute(const AttentionArgs& args, Shared<S>& shared, int consum
 
   for (int t = 0;; ++t) {
     const int buffer = t % 2;
-    mbarrier_wait_amid(smem_address(&shared.queries_full[buffer][consumer]), t / 2 % 2);
-    const Rows rows = shared.rows[buffer][consumer];
+    mbarrier_wait_amid(smem_address(&shared.query_turns.full[buffer][consumer]), t / 2 % 2);
+    const Rows rows = shared.query_turns.rows[buffer][consumer];
     if (rows.num_steps == 0) return;
     const Queries<S> q(shared.queries[buffer][consumer]);
+    const float scale_log2[2] = {rows.scale_log2, rows.scale_log2};
 
     float o[S::kHeadDim / 2] = {};
     float s[kKeys / 2];
@@ -324,7 +176,7 @@ __device__ void compute(const AttentionArgs& args, Shared<S>& shared, int consum
     pin(s);
     release(first_slot);
     mask();
-    softmax_step<true>(s, softmax, rows.scale_log2, factor);
+    softmax_step<true>(s, softmax, scale_log2, factor);
     pack_weights(s, p);
     wait_full();
 
@@ -347,7 +199,7 @@ __device__ void compute(const AttentionArgs& args, Shared<S>& shared, int consum
       pin(s);
       release(key_slot);
       if (kMasked) mask();
-      softmax_step<kMasked>(s, softmax, rows.scale_log2, factor);
+      softmax_step<kMasked>(s, softmax, scale_log2, factor);
       pin(s);
       // Of the next keys. Here because it is a branch: without one, ptxas waits for the products
       // before the weights are formed.
@@ -376,7 +228,7 @@ __device__ void compute(const AttentionArgs& args, Shared<S>& shared, int consum
     invert_sums(softmax, inverse);
     named_barrier_sync(1 + consumer, kWarpgroup);  // no warp of it reads the queries any more
     write_rows<S>(args, rows, o, inverse, shared.queries[buffer][consumer]);
-    mbarrier_arrive(smem_address(&shared.queries_empty[buffer][consumer]));
+    mbarrier_arrive(smem_address(&shared.query_turns.empty[buffer][consumer]));
   }
 }
 
@@ -393,12 +245,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
       mbarrier_init(smem_address(&shared.full[i]), 1);
       mbarrier_init(smem_address(&shared.empty[i]), kCluster * S::kConsumers * 4);
     }
-    for (int i = 0; i < 2; ++i) {
-      for (int c = 0; c < S::kConsumers; ++c) {
-        mbarrier_init(smem_address(&shared.queries_full[i][c]), 32);
-        mbarrier_init(smem_address(&shared.queries_empty[i][c]), kWarpgroup);
-      }
-    }
+    shared.query_turns.init();
     fence_mbarrier_init();
   }
   cluster_sync();
@@ -410,7 +257,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     if (warp == 0) {
       bring_keys_values<S>(args, work, shared, rank);
     } else if (warp <= S::kConsumers) {
-      bring_queries<S>(args, work, shared, rank, warp - 1);
+      bring_queries<S>(args, work, shared.queries, shared.query_turns, rank, warp - 1);
     }
   } else {
     take_registers<S::kConsumerRegisters>();
@@ -429,19 +276,9 @@ cudaError_t prepare() {
 
 template <int head_dim>
 cudaError_t launch(const AttentionArgs& args, const PrefillWorkSm90& work, cudaStream_t stream) {
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = kCluster;
-  cluster.val.clusterDim.y = 1;
-  cluster.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(work.num_clusters * kCluster));
-  config.blockDim = dim3(Shape<head_dim>::kThreads);
-  config.dynamicSmemBytes = sizeof(Shared<Shape<head_dim>>);
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, prefill_kernel<Shape<head_dim>>, args, work);
+  using S = Shape<head_dim>;
+  return launch_clusters(prefill_kernel<S>, work.num_clusters, S::kThreads, sizeof(Shared<S>),
+                         stream, args, work);
 }
 
 }  // namespace

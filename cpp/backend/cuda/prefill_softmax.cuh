@@ -34,11 +34,12 @@ __device__ inline void mask_scores(float (&s)[kScores], int limit, int last) {
   }
 }
 
-/// Replaces scores by their weights, 2^(scale_log2 (s - max)), of the maximum so far. `factor` is
-/// what sums of earlier weights are to be multiplied by: exactly 1 where the maximum has stayed.
+/// Replaces scores by their weights, 2^(scale_log2 (s - max)), of the maximum so far, each row by
+/// its scale. `factor` is what sums of earlier weights are to be multiplied by: exactly 1 where the
+/// maximum has stayed.
 template <bool kMasked, int kScores>
-__device__ inline void softmax_step(float (&s)[kScores], RunningSoftmax& state, float scale_log2,
-                                    float (&factor)[2]) {
+__device__ inline void softmax_step(float (&s)[kScores], RunningSoftmax& state,
+                                    const float (&scale_log2)[2], float (&factor)[2]) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     float most[4] = {s[2 * h], s[2 * h + 1], s[4 + 2 * h], s[5 + 2 * h]};
@@ -53,18 +54,19 @@ __device__ inline void softmax_step(float (&s)[kScores], RunningSoftmax& state, 
     float max = fmaxf(fmaxf(most[0], most[1]), fmaxf(most[2], most[3]));
     max = fmaxf(max, __shfl_xor_sync(0xffffffffU, max, 1));
     max = fmaxf(max, __shfl_xor_sync(0xffffffffU, max, 2));
-    max = (max - old) * scale_log2 > kSlackLog2 ? max : old;  // old while both are minus infinity
-    factor[h] = max == old ? 1.0f : exp2_approx((old - max) * scale_log2);
+    max =
+        (max - old) * scale_log2[h] > kSlackLog2 ? max : old;  // old while both are minus infinity
+    factor[h] = max == old ? 1.0f : exp2_approx((old - max) * scale_log2[h]);
     state.max[h] = max;
     // A row may have seen no key yet.
-    const float base = kMasked && max == -INFINITY ? 0.0f : max * scale_log2;
+    const float base = kMasked && max == -INFINITY ? 0.0f : max * scale_log2[h];
     float sum[4] = {};
 #pragma unroll
     for (int j = 0; j < kScores / 4; ++j) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         float& w = s[4 * j + 2 * h + i];
-        w = exp2_approx(fmaf(w, scale_log2, -base));
+        w = exp2_approx(fmaf(w, scale_log2[h], -base));
         sum[j % 2 * 2 + i] += w;
       }
     }

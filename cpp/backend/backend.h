@@ -66,6 +66,8 @@ class BackendSizes {
   virtual int64_t packed_linear_bytes(int64_t out_features, int64_t in_features) const = 0;
   /// The formats that the cache of a model with such heads can have here, kNative first.
   virtual std::span<const KvFormat> kv_formats(int64_t head_dim) const = 0;
+  /// What attention of many rows can form its products in, kNative first.
+  virtual std::span<const PrefillAttention> prefill_attentions(int64_t head_dim) const = 0;
   virtual int64_t kv_block_bytes(const KvShape& shape) const = 0;
   virtual int64_t step_plan_bytes(const StepLimits& limits, const AttentionShape& shape) const = 0;
   /// Fewest prefill tokens of a step that keep the device busy, whatever the context: fewer take as

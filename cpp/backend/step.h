@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "backend/kv_cache.h"
+#include "backend/prefill_attention.h"
 #include "longspan/rope.h"
 
 namespace longspan {
@@ -17,6 +18,7 @@ struct StepLimits {
   int64_t max_blocks_per_seq = 0;
   int64_t block_len = 256;  ///< of the cache
   KvFormat kv_format = KvFormat::kNative;
+  PrefillAttention prefill_attention = PrefillAttention::kNative;
 
   int64_t max_keys() const { return max_blocks_per_seq * block_len; }  ///< of a sequence
 };

@@ -27,13 +27,31 @@ std::string listed(const Names& names, Name name) {
   return list;
 }
 
-/// Throws InvalidArgument for a name of no format.
+/// The enumerator that an option names; names: of all of them, in order. Throws InvalidArgument.
+template <class Enum, class Names>
+Enum named(const char* option, const Names& names, const std::string& name) {
+  const auto found = std::find(names.begin(), names.end(), name);
+  require<InvalidArgument>(found != names.end(), option, ": expected one of ",
+                           listed(names, std::identity()), ", got \"", name, "\"");
+  return static_cast<Enum>(found - names.begin());
+}
+
 KvFormat kv_format(const EngineConfig& c) {
-  const auto found = std::find(kKvFormatNames.begin(), kKvFormatNames.end(), c.kv_cache_dtype);
-  require<InvalidArgument>(found != kKvFormatNames.end(), "kv_cache_dtype: expected one of ",
-                           listed(kKvFormatNames, std::identity()), ", got \"", c.kv_cache_dtype,
-                           "\"");
-  return static_cast<KvFormat>(found - kKvFormatNames.begin());
+  return named<KvFormat>("kv_cache_dtype", kKvFormatNames, c.kv_cache_dtype);
+}
+
+PrefillAttention prefill_attention(const EngineConfig& c) {
+  return named<PrefillAttention>("prefill_attention", kPrefillAttentionNames, c.prefill_attention);
+}
+
+/// Throws Unsupported unless what an option names is among what the backend has.
+template <class Enum>
+void require_one(const char* option, std::span<const Enum> has, Enum wanted,
+                 const BackendSizes& backend) {
+  const auto name = [](Enum each) { return name_of(each); };
+  require<Unsupported>(std::find(has.begin(), has.end(), wanted) != has.end(), option,
+                       ": expected one of ", listed(has, name), " on ", backend.describe(),
+                       ", got \"", name_of(wanted), "\"");
 }
 
 void check_tp(int tp, const ModelConfig& model) {
@@ -76,6 +94,7 @@ EngineConfig resolve_engine_config(const EngineConfig& config, const ModelConfig
   require<InvalidArgument>(block == 64 || block == 128 || block == 256,
                            "cache_block_seq_len: expected 64, 128 or 256 tokens, got ", block);
   kv_format(c);
+  prefill_attention(c);
   require<InvalidArgument>(c.max_prefill_token_num >= 0 && c.max_prefill_token_num <= 1 << 20,
                            "max_prefill_token_num: expected 0 (the device's best) to 1048576, got ",
                            c.max_prefill_token_num);
@@ -89,12 +108,9 @@ void take_device_defaults(EngineConfig& config, const ModelConfig& model,
                           const BackendSizes& backend) {
   require<Unsupported>(!config.deterministic || backend.traits().deterministic,
                        "deterministic: expected False on ", backend.describe(), ", got True");
-  const std::span<const KvFormat> formats = backend.kv_formats(model.head_dim);
-  const auto name = [](KvFormat format) { return name_of(format); };
-  require<Unsupported>(
-      std::find(formats.begin(), formats.end(), kv_format(config)) != formats.end(),
-      "kv_cache_dtype: expected one of ", listed(formats, name), " on ", backend.describe(),
-      ", got \"", config.kv_cache_dtype, "\"");
+  require_one("kv_cache_dtype", backend.kv_formats(model.head_dim), kv_format(config), backend);
+  require_one("prefill_attention", backend.prefill_attentions(model.head_dim),
+              prefill_attention(config), backend);
   if (config.max_prefill_token_num == 0) {
     config.max_prefill_token_num = backend.traits().prefill_tokens;
   }
@@ -108,7 +124,8 @@ DecoderLimits decoder_limits(const EngineConfig& c, const DeviceTraits& device) 
                    .max_seqs = batch,
                    .max_blocks_per_seq = blocks_for(c.session_len, c.cache_block_seq_len),
                    .block_len = c.cache_block_seq_len,
-                   .kv_format = kv_format(c)},
+                   .kv_format = kv_format(c),
+                   .prefill_attention = prefill_attention(c)},
           .max_logit_rows = std::max(batch, device.logit_rows)};
 }
 

@@ -63,6 +63,7 @@ BAD = [
     (EngineConfig, "quant_policy", 16, "0, 4 or 8, got 16"),
     (EngineConfig, "quant_policy", None, "0, 4 or 8, got None"),
     (EngineConfig, "kv_cache_dtype", None, "a string, got None"),
+    (EngineConfig, "prefill_attention", 8, "a string, got 8"),
     (EngineConfig, "enable_prefix_caching", None, "True or False, got None"),
     (EngineConfig, "tp", 0, "an integer"),
     (EngineConfig, "deterministic", 1, "True or False, got 1"),
@@ -145,6 +146,7 @@ def test_engine_options_reach_the_engine() -> None:
         device="cpu",
         num_threads=3,
         kv_cache_dtype="int8_int4",
+        prefill_attention="int8",
     ).native()
     assert native.dtype == "float32"
     assert native.tp == 2
@@ -160,6 +162,7 @@ def test_engine_options_reach_the_engine() -> None:
     assert native.device == "cpu"
     assert native.num_threads == 3
     assert native.kv_cache_dtype == "int8_int4"
+    assert native.prefill_attention == "int8"
     assert EngineConfig(rope_length=4096).native().rope_length == 4096
     assert EngineConfig(cache_max_entry_count=40).native().cache_max_entry_count == 40
 

@@ -151,12 +151,33 @@ def test_close_gives_the_memory_back(smollm2_dir: Path) -> None:
 
 
 @needs_gpu
+def test_products_in_eight_bits_are_those_of_the_dtype(tiny_llama: Callable[..., Path]) -> None:
+    path = tiny_llama(num_attention_heads=4, num_key_value_heads=2, head_dim=128)
+    results = {}
+    for name, options in {
+        "native": {},
+        "int8": {"prefill_attention": "int8"},
+        "chunks": {"prefill_attention": "int8", "max_prefill_token_num": 100},
+        "int8 cache": {"prefill_attention": "int8", "kv_cache_dtype": "int8"},
+    }.items():
+        with load(path, "cuda", session_len=1500, **options) as engine:
+            ids = ids_of(1500, engine.model.vocab_size)
+            results[name] = engine.score(ids).wait().nll_sum / (len(ids) - 1)
+    native = results.pop("native")
+    assert native not in results.values()
+    for name, value in results.items():
+        assert value == pytest.approx(native, abs=4 * TOKEN_NOISE / math.sqrt(len(ids))), name
+
+
+@needs_gpu
 def test_what_a_gpu_does_not_do_is_refused(tiny_llama: Callable[..., Path]) -> None:
     path = tiny_llama()
     with pytest.raises(Unsupported, match="deterministic"):
         load(path, "cuda", deterministic=True)
     with pytest.raises(Unsupported, match="dtype"):
         load(path, "cuda", "float32")
+    with pytest.raises(Unsupported, match="prefill_attention"):
+        load(path, "cuda", prefill_attention="int8")
     with pytest.raises(BackendUnavailable, match="cuda:99"):
         load(path, "cuda:99")
     with pytest.raises(Unsupported, match="head_dim: expected a multiple of 8 up to 256"):

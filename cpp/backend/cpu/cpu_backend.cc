@@ -54,6 +54,10 @@ std::span<const KvFormat> CpuBackend::kv_formats(int64_t) const {
                                           KvFormat::kInt8Fp8, KvFormat::kInt8Int4, KvFormat::kInt4};
   return kFormats;
 }
+std::span<const PrefillAttention> CpuBackend::prefill_attentions(int64_t) const {
+  static constexpr PrefillAttention kAttentions[] = {PrefillAttention::kNative};
+  return kAttentions;
+}
 int64_t CpuBackend::kv_block_bytes(const KvShape& shape) const {
   return KvTiles(shape, dtype_).block_bytes();
 }

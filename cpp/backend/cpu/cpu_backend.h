@@ -29,6 +29,7 @@ class CpuBackend final : public Backend {
   Buffer allocate(int64_t bytes) override { return allocate_host(bytes); }
   int64_t packed_linear_bytes(int64_t out_features, int64_t in_features) const override;
   std::span<const KvFormat> kv_formats(int64_t head_dim) const override;
+  std::span<const PrefillAttention> prefill_attentions(int64_t head_dim) const override;
   int64_t kv_block_bytes(const KvShape& shape) const override;
   int64_t step_plan_bytes(const StepLimits& limits, const AttentionShape& shape) const override;
   int64_t least_prefill_tokens(int64_t num_heads, const KvShape& cache) const override;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "backend/cuda/attention_decode.h"
+#include "backend/cuda/attention_prefill_int8_sm90.h"
 #include "backend/cuda/attention_prefill_mma.h"
 #include "backend/cuda/attention_prefill_sm90.h"
 #include "backend/cuda/copy_kv_block.h"
@@ -228,40 +229,57 @@ void CudaBackend::attention(const StepPlan& plan, int64_t layer, const MatrixVie
 void CudaBackend::prefill(const CudaStepPlan& plan, const PlannedPass& planned,
                           AttentionArgs args) {
   const PrefillPass& pass = planned.pass;
-  const auto run = [&] {
-    check_cuda(plan.uses_sm90()
-                   ? attention_prefill_sm90(args, planned.sm90, stream_)
-                   : attention_prefill_mma(args, planned.tiles.data(),
-                                           static_cast<int32_t>(planned.tiles.size()), stream_),
-               "prefill attention");
-  };
-  if (args.kv.key.element == KvElement::kNative) return run();
-
-  // A few KV heads at a time, by way of the workspace.
   const PrefillWorkspace& workspace = plan.workspace();
-  DequantizeKvArgs dequantize;
-  dequantize.plan = args.plan;
-  dequantize.from = args.kv;
-  dequantize.layer = args.layer;
-  dequantize.to =
-      KvLayout::of({1, pass.num_kv_heads, args.kv.head_dim, kPanelTokens}, workspace.panels);
-  dequantize.staged = workspace.seqs;
-  dequantize.seqs = planned.seqs;
-  dequantize.num_seqs = pass.num_seqs;
-  dequantize.num_panels = pass.num_panels;
-  const int32_t heads = args.num_heads / args.kv.num_kv_heads * pass.num_kv_heads;
+  const auto run = [&] {
+    if (plan.uses_int8()) {
+      const Int8Keys keys{workspace.int8_panels, workspace.int8_scales, workspace.key_means,
+                          workspace.seqs, pass.num_panels};
+      check_cuda(quantize_keys({args.plan, args.kv, args.layer, keys, planned.seqs, pass.num_seqs},
+                               stream_),
+                 "quantising keys");
+      check_cuda(attention_prefill_int8_sm90(args, keys, planned.sm90, stream_),
+                 "prefill attention");
+    } else if (plan.uses_sm90()) {
+      check_cuda(attention_prefill_sm90(args, planned.sm90, stream_), "prefill attention");
+    } else {
+      check_cuda(attention_prefill_mma(args, planned.tiles.data(),
+                                       static_cast<int32_t>(planned.tiles.size()), stream_),
+                 "prefill attention");
+    }
+  };
+
+  // All KV heads at once or, by way of the workspace, a few.
+  const bool quantised = args.kv.key.element != KvElement::kNative;
   const int32_t kv_heads = args.kv.num_kv_heads;
-  args.kv = dequantize.to;
-  args.layer = 0;
-  args.plan.seqs = workspace.seqs;
-  args.plan.block_tables = workspace.identity;
+  const int32_t heads = args.num_heads / kv_heads * pass.num_kv_heads;
+  DequantizeKvArgs dequantize;
+  if (quantised) {
+    dequantize.plan = args.plan;
+    dequantize.from = args.kv;
+    dequantize.layer = args.layer;
+    dequantize.to =
+        KvLayout::of({1, pass.num_kv_heads, args.kv.head_dim, kPanelTokens}, workspace.panels);
+    dequantize.staged = workspace.seqs;
+    dequantize.seqs = planned.seqs;
+    dequantize.num_seqs = pass.num_seqs;
+    dequantize.num_panels = pass.num_panels;
+    args.kv = dequantize.to;
+    args.layer = 0;
+    args.plan.seqs = workspace.seqs;
+    args.plan.block_tables = workspace.identity;
+  } else {
+    args.kv.num_kv_heads = pass.num_kv_heads;
+  }
   args.num_heads = heads;
   for (int32_t h = 0; h < kv_heads; h += pass.num_kv_heads) {
-    dequantize.first_kv_head = h;
-    check_cuda(dequantize_kv(dequantize, stream_), "reading the cache");
+    if (quantised) {
+      dequantize.first_kv_head = h;
+      check_cuda(dequantize_kv(dequantize, stream_), "reading the cache");
+    }
     run();
     args.q += int64_t{heads} * args.kv.head_dim;
     args.out += int64_t{heads} * args.kv.head_dim;
+    if (!quantised) args.kv.pool += pass.num_kv_heads * args.kv.head_bytes;
   }
 }
 

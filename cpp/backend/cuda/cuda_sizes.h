@@ -52,6 +52,11 @@ class CudaSizes : public Base {
                                             KvFormat::kInt8Int4, KvFormat::kInt4};
     return kFormats;
   }
+  std::span<const PrefillAttention> prefill_attentions(int64_t head_dim) const override {
+    static constexpr PrefillAttention kAttentions[] = {PrefillAttention::kNative,
+                                                       PrefillAttention::kInt8};
+    return std::span(kAttentions).first(facts_.is_hopper() && head_dim == 128 ? 2 : 1);
+  }
   int64_t kv_block_bytes(const KvShape& shape) const override {
     return KvLayout::of(shape).block_bytes;
   }

@@ -1,21 +1,12 @@
 #include "backend/cuda/dequantize_kv.h"
 #include "backend/cuda/kv_element.cuh"
+#include "backend/cuda/staged_seqs.cuh"
 
 namespace longspan::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kAtOnce = 4;  // chunks that a thread has under way
-
-/// The last of the sequences whose keys begin at `panel` or before.
-__device__ int seq_of(const DequantizeKvArgs& args, int panel) {
-  int low = 0;
-  for (int high = args.num_seqs; high - low > 1;) {
-    const int middle = (low + high) / 2;
-    (args.staged[args.seqs[middle]].table <= panel ? low : high) = middle;
-  }
-  return args.seqs[low];
-}
 
 /// Eight codes as a chunk of bfloat16, in order; x alone holds those of int4.
 template <KvElement element>
@@ -48,7 +39,7 @@ __device__ void dequantize_panel(const DequantizeKvArgs& args, const KvTile& fro
                                  const KvTile& to) {
   constexpr int kShare = 16 / bits_of(element);  // chunks of `to` from one of `from`
   const auto panel = static_cast<int>(blockIdx.x);
-  const int seq = seq_of(args, panel);
+  const int seq = seq_of_panel(args.staged, args.seqs, args.num_seqs, panel);
   const int first_token = (panel - static_cast<int>(args.staged[seq].table)) * kPanelTokens;
   const SeqView& view = args.plan.seqs[seq];
   const int num_tokens = static_cast<int>(view.first_position) + view.num_rows - first_token;

@@ -121,17 +121,22 @@ __device__ inline void pin(float (&d)[count]) {
   for (int i = 0; i < count; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 template <int count>
+__device__ inline void pin(int32_t (&d)[count]) {
+#pragma unroll
+  for (int i = 0; i < count; ++i) asm volatile("" : "+r"(d[i])::"memory");
+}
+template <int count>
 __device__ inline void pin(uint32_t (&a)[count][4]) {
 #pragma unroll
   for (int i = 0; i < 4 * count; ++i) asm volatile("" : "+r"(a[i / 4][i % 4])::"memory");
 }
 
 // clang-format off
-#define LONGSPAN_ACC4(d, i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
-#define LONGSPAN_ACC16(d, i) \
-  LONGSPAN_ACC4(d, i), LONGSPAN_ACC4(d, (i) + 4), LONGSPAN_ACC4(d, (i) + 8), LONGSPAN_ACC4(d, (i) + 12)
-#define LONGSPAN_ACC32(d) LONGSPAN_ACC16(d, 0), LONGSPAN_ACC16(d, 16)
-#define LONGSPAN_ACC64(d) LONGSPAN_ACC32(d), LONGSPAN_ACC16(d, 32), LONGSPAN_ACC16(d, 48)
+#define LONGSPAN_ACC4(c, d, i) c(d[i]), c(d[(i) + 1]), c(d[(i) + 2]), c(d[(i) + 3])
+#define LONGSPAN_ACC16(c, d, i) \
+  LONGSPAN_ACC4(c, d, i), LONGSPAN_ACC4(c, d, (i) + 4), LONGSPAN_ACC4(c, d, (i) + 8), LONGSPAN_ACC4(c, d, (i) + 12)
+#define LONGSPAN_ACC32(c, d) LONGSPAN_ACC16(c, d, 0), LONGSPAN_ACC16(c, d, 16)
+#define LONGSPAN_ACC64(c, d) LONGSPAN_ACC32(c, d), LONGSPAN_ACC16(c, d, 32), LONGSPAN_ACC16(c, d, 48)
 // clang-format on
 
 /// d += a b^T (d = a b^T if !accumulate): a [64][16] and b [N][16], both in shared memory.
@@ -148,7 +153,7 @@ __device__ inline void wgmma_ss(float (&d)[64], uint64_t a, uint64_t b) {
       "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
       "%64, %65, accumulate, 1, 1, 0, 0;\n"
       "}\n"
-      : LONGSPAN_ACC64(d)
+      : LONGSPAN_ACC64("+f", d)
       : "l"(a), "l"(b), "n"(static_cast<int>(accumulate)));
 }
 
@@ -168,7 +173,7 @@ __device__ inline void wgmma_rs(float (&d)[64], const uint32_t (&a)[4], uint64_t
       "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
       "{%64, %65, %66, %67}, %68, accumulate, 1, 1, %70;\n"
       "}\n"
-      : LONGSPAN_ACC64(d)
+      : LONGSPAN_ACC64("+f", d)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(static_cast<int>(accumulate)),
         "n"(static_cast<int>(mn_major)));
 }
@@ -184,9 +189,26 @@ __device__ inline void wgmma_rs(float (&d)[32], const uint32_t (&a)[4], uint64_t
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
       "{%32, %33, %34, %35}, %36, accumulate, 1, 1, %38;\n"
       "}\n"
-      : LONGSPAN_ACC32(d)
+      : LONGSPAN_ACC32("+f", d)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(static_cast<int>(accumulate)),
         "n"(static_cast<int>(mn_major)));
+}
+
+/// d += a b^T in integers: a [64][32] signed bytes in registers, a[2 c + h] four elements of row
+/// lane / 4 + 8 h of a warp's 16, columns 16 c + lane % 4 * 4 + {0 .. 3}; b [N][32] signed bytes in
+/// shared memory.
+__device__ inline void wgmma_int8(int32_t (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "{\n"
+      ".reg .pred accumulate;\n"
+      "setp.eq.b32 accumulate, 0, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, accumulate;\n"
+      "}\n"
+      : LONGSPAN_ACC32("+r", d)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
 #undef LONGSPAN_ACC4

@@ -28,7 +28,10 @@ DecodeSizes decode_sizes(const StepLimits& limits, const AttentionShape& shape) 
 }
 
 int64_t workspace_panels_of(const StepLimits& limits, const AttentionShape& shape) {
-  if (limits.kv_format == KvFormat::kNative) return 0;
+  if (limits.kv_format == KvFormat::kNative &&
+      limits.prefill_attention == PrefillAttention::kNative) {
+    return 0;
+  }
   return workspace_panels(limits.max_keys(), limits.max_seqs, shape.num_kv_heads);
 }
 
@@ -102,8 +105,13 @@ CudaStepPlan::Memory::Memory(char* base, const StepLimits& limits, const Attenti
   take(partial_out, rows * shape.head_dim);
   take(partial_lse, rows);
   const int64_t panel_count = workspace_panels_of(limits, shape);
-  take(panels, panel_count * KvLayout::of(panel_shape(shape)).block_bytes);
-  take(identity, panel_count);
+  const int64_t in_bf16 = limits.kv_format == KvFormat::kNative ? 0 : panel_count;
+  take(panels, in_bf16 * KvLayout::of(panel_shape(shape)).block_bytes);
+  take(identity, in_bf16);
+  const int64_t in_int8 = limits.prefill_attention == PrefillAttention::kNative ? 0 : panel_count;
+  take(int8_panels, in_int8 * kPanelBytes);
+  take(int8_scales, in_int8);
+  take(key_means, in_int8 == 0 ? 0 : limits.max_seqs * shape.num_kv_heads * shape.head_dim);
 }
 
 int64_t CudaStepPlan::upload_bytes(const StepLimits& limits, const AttentionShape& shape,
@@ -119,7 +127,7 @@ int64_t CudaStepPlan::upload_bytes(const StepLimits& limits, const AttentionShap
     return round_up(count * static_cast<int64_t>(element));
   };
   // Passes go sequence by sequence at the most.
-  const int64_t passes = limits.kv_format == KvFormat::kNative ? 1 : limits.max_seqs;
+  const int64_t passes = workspace_panels_of(limits, shape) == 0 ? 1 : limits.max_seqs;
   return 2 * size(limits.max_seqs, sizeof(SeqView)) + size(limits.max_seqs, sizeof(int32_t)) +
          size(limits.max_seqs * limits.max_blocks_per_seq, sizeof(int32_t)) +
          2 * size(limits.max_tokens, sizeof(int32_t)) +  // ids, and factors of queries
@@ -145,13 +153,18 @@ CudaStepPlan::CudaStepPlan(const StepLimits& limits, const AttentionShape& shape
   check_cuda(plan_decode(kv, &decode_launch_), "planning decode");
   const auto prepare = uses_sm90_ ? prepare_prefill_sm90 : prepare_prefill_mma;
   check_cuda(prepare(static_cast<int32_t>(shape.head_dim)), "preparing prefill");
-  std::vector<int32_t> identity(static_cast<size_t>(workspace_panels_));
+  if (uses_int8()) check_cuda(prepare_prefill_int8_sm90(), "preparing prefill");
+  std::vector<int32_t> identity(
+      static_cast<size_t>(limits.kv_format == KvFormat::kNative ? 0 : workspace_panels_));
   std::iota(identity.begin(), identity.end(), 0);
   check_cuda(cudaMemcpy(memory_.identity, identity.data(), identity.size() * sizeof(int32_t),
                         cudaMemcpyHostToDevice),
              "filling the workspace of prefills");
   workspace_.panels = memory_.panels;
   workspace_.identity = memory_.identity;
+  workspace_.int8_panels = memory_.int8_panels;
+  workspace_.int8_scales = memory_.int8_scales;
+  workspace_.key_means = memory_.key_means;
 }
 
 int64_t CudaStepPlan::bytes(const StepLimits& limits, const AttentionShape& shape,

@@ -8,6 +8,7 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/attention_decode.h"
+#include "backend/cuda/attention_prefill_int8_sm90.h"
 #include "backend/cuda/attention_prefill_sm90.h"
 #include "backend/cuda/device_facts.h"
 #include "backend/cuda/device_memory.h"
@@ -24,11 +25,14 @@ struct PlannedPass {
   const int32_t* seqs = nullptr;  ///< [pass.num_seqs], indices in PlanView::seqs
 };
 
-/// Where passes over a quantised cache put its keys and values in bfloat16.
+/// Where passes put the keys and values of a quantised cache in bfloat16, and keys in eight bits.
 struct PrefillWorkspace {
   char* panels = nullptr;             ///< [panels]{K panel, V panel}, as blocks of kNative
   const int32_t* identity = nullptr;  ///< [panels], 0, 1, ...: every block table in one
   const SeqView* seqs = nullptr;      ///< [num_seqs], with the tables that each has in its pass
+  char* int8_panels = nullptr;        ///< [panels], Int8Keys::panels of a pass
+  float* int8_scales = nullptr;       ///< [panels], Int8Keys::scales
+  float* key_means = nullptr;         ///< [max_seqs][num_kv_heads][head_dim], Int8Keys::means
 };
 
 /// What the CUDA ops read in every layer of a step. The host works out the lists and sends them in
@@ -51,9 +55,10 @@ class CudaStepPlan final : public StepPlan {
   int64_t num_tokens() const { return view_.num_tokens; }
   /// Whether the prefill kernel of Hopper takes this step's prefills.
   bool uses_sm90() const { return uses_sm90_; }
-  /// The prefills; of a cache in bfloat16 one pass at most, over all KV heads.
+  /// Whether that with keys in eight bits does.
+  bool uses_int8() const { return limits_.prefill_attention == PrefillAttention::kInt8; }
+  /// The prefills; of a cache that is read as it is one pass at most, over all KV heads.
   std::span<const PlannedPass> prefills() const { return prefills_; }
-  /// Of a quantised cache.
   const PrefillWorkspace& workspace() const { return workspace_; }
   const DecodeWork& decode() const { return decode_; }
   const DecodeLaunch& decode_launch() const { return decode_launch_; }
@@ -70,6 +75,9 @@ class CudaStepPlan final : public StepPlan {
     float* partial_lse = nullptr;  // [partial rows]
     char* panels = nullptr;        // PrefillWorkspace::panels
     int32_t* identity = nullptr;   // PrefillWorkspace::identity
+    char* int8_panels = nullptr;   // PrefillWorkspace::int8_panels
+    float* int8_scales = nullptr;  // PrefillWorkspace::int8_scales
+    float* key_means = nullptr;    // PrefillWorkspace::key_means
     int64_t bytes = 0;
   };
   static int64_t upload_bytes(const StepLimits& limits, const AttentionShape& shape,
@@ -83,7 +91,7 @@ class CudaStepPlan final : public StepPlan {
   const AttentionShape shape_;
   const DeviceFacts facts_;
   const bool uses_sm90_;
-  const int64_t workspace_panels_;  // 0: the cache is in bfloat16
+  const int64_t workspace_panels_;  // 0: the cache is read as it is
   Buffer buffer_;
   const Memory memory_;
   UploadRing ring_;

@@ -29,6 +29,9 @@ struct EngineConfig {
   /// What keys and values are held in: "auto" (the dtype), "int8", "fp8" (e4m3), "int8_fp8" (int8
   /// keys, fp8 values), "int8_int4" or "int4".
   std::string kv_cache_dtype = "auto";
+  /// What attention of a prompt forms the products of queries and keys in: "auto" (the dtype) or
+  /// "int8", a CUDA device of compute capability 9.0 and heads of 128 alone.
+  std::string prefill_attention = "auto";
   bool enable_prefix_caching = false;  ///< requests that begin alike share what is computed once
   int64_t max_prefill_token_num = 0;   ///< most prefill tokens in one step; 0: the device's best
   /// 0: the config's RoPE; >= 1: dynamic NTK with that factor.

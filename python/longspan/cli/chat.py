@@ -36,6 +36,7 @@ _WIDTH = 40  # of the gauge, in characters
     "tp",
     "dtype",
     "kv_cache_dtype",
+    "prefill_attention",
     "num_threads",
     *SOURCE,
 )

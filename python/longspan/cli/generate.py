@@ -32,6 +32,7 @@ from longspan.config import EngineConfig, GenerationConfig
     "tp",
     "dtype",
     "kv_cache_dtype",
+    "prefill_attention",
     "num_threads",
     *SOURCE,
 )

@@ -53,7 +53,16 @@ JsonLines = Annotated[
 Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the results: a PNG.")]
 
 #: The engine options of every evaluation, besides the factors.
-ENGINE = ("rope_length", "device", "tp", "dtype", "kv_cache_dtype", "num_threads", *SOURCE)
+ENGINE = (
+    "rope_length",
+    "device",
+    "tp",
+    "dtype",
+    "kv_cache_dtype",
+    "prefill_attention",
+    "num_threads",
+    *SOURCE,
+)
 #: Options that results do not depend on.
 _INDIFFERENT = ("num_threads", "enable_prefix_caching")
 #: What a sweep of depths has unless the user says otherwise: its prompts begin alike.

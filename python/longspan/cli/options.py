@@ -73,6 +73,10 @@ _ENGINE: dict[str, Any] = {
             "int4."
         ),
     ],
+    "prefill_attention": Annotated[
+        str | None,
+        typer.Option(help="Products of queries and keys in prompts: auto (as --dtype) or int8."),
+    ],
     "enable_prefix_caching": Annotated[
         bool | None,
         typer.Option(

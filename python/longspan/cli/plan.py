@@ -44,6 +44,7 @@ _FIELDS = (
     "tp",
     "dtype",
     "kv_cache_dtype",
+    "prefill_attention",
     *SOURCE,
 )
 def plan(model: Model, json: Json = None, *, options: dict[str, Any]) -> None:

@@ -41,6 +41,7 @@ _ENGINE = (
     "cache_max_entry_count",
     "cache_block_seq_len",
     "kv_cache_dtype",
+    "prefill_attention",
     "enable_prefix_caching",
     "max_prefill_token_num",
     "rope_scaling_factor",

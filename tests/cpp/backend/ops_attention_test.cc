@@ -42,12 +42,16 @@ class AttentionOps : public Ops {
     cache_.num_blocks = limits_.max_blocks_per_seq * max_seqs;
     cache_.block_bytes = backend().kv_block_bytes(cache_.shape);
     cache_.pool = backend().allocate(cache_.num_blocks * cache_.block_bytes);
+    limits_.prefill_attention = prefill_attention_;
     plan_ = backend().make_step_plan(limits_, shape);
     sequences_.clear();
     free_blocks_.resize(static_cast<size_t>(cache_.num_blocks));
     std::iota(free_blocks_.begin(), free_blocks_.end(), 0);
     std::shuffle(free_blocks_.begin(), free_blocks_.end(), std::mt19937(7));
   }
+
+  /// Products of many rows are formed so; before make_cache.
+  void multiply_in(PrefillAttention attention) { prefill_attention_ = attention; }
 
   /// Heads rotate in their first `dims` only; before add_sequence.
   void rotate_in_part(int64_t dims) { rotary_dim_ = dims; }
@@ -209,7 +213,8 @@ class AttentionOps : public Ops {
     const Matrix v = held(cut(0, keys, q_cols() + kv_cols(), kv_cols()), value_element(format));
     const double scale = (whole ? squared : 1.0) / std::sqrt(static_cast<double>(shape_.head_dim));
     const Matrix expected =
-        reference::attention(q, k, v, shape_.num_heads, shape_.num_kv_heads, first, scale);
+        reference::attention(multiplied(q, 1, count), multiplied(k, kPanel, count), v,
+                             shape_.num_heads, shape_.num_kv_heads, first, scale);
     Matrix part(count, q_cols());
     std::copy_n(actual.values.begin() + row * q_cols(), part.values.size(), part.values.begin());
     expect_close(part, expected, 0, tolerance());
@@ -218,7 +223,11 @@ class AttentionOps : public Ops {
   /// Values are up to 3; besides, a rounding of q or k may fall to the other side of a half. What a
   /// code stands for may be rounded to bfloat16 once more, keys of int4 among them; and these are
   /// sums, so that one in a million gets the next code, which is 0.4 away.
+  /// In bytes, an element of q or k may be the next one, 4.25 / 127 away where rotated pairs are up
+  /// to 3 sqrt(2): times an element of the other, over sqrt(128) and under a factor of 1.1^2, that
+  /// moves a score by 0.0152, and a result by at most a quarter of it times 6, the range of values.
   double tolerance() const {
+    if (prefill_attention_ == PrefillAttention::kInt8) return 2e-2 + 0.0152 * 6 / 4;
     const KvFormat format = cache_.shape.format;
     const bool summed = turns_heads(format);
     if (act() == DType::kF32) return summed ? 1e-2 : 2e-5;
@@ -230,6 +239,7 @@ class AttentionOps : public Ops {
   static constexpr int64_t kNumLayers = 2;
   static constexpr int64_t kLayer = 1;
   static constexpr float kNormEps = 1e-5f;
+  static constexpr int64_t kPanel = 64;  // tokens whose keys share a scale in bytes
 
   /// Every head of x normed by weights; x itself where there are none.
   Matrix normed(const Matrix& x, const std::vector<double>& weights) const {
@@ -241,6 +251,34 @@ class AttentionOps : public Ops {
     return result;
   }
 
+  /// Queries or keys as their products are formed for `count` rows of a sequence. In bytes, `run`
+  /// rows of a head share a scale, their largest magnitude being 127; off keys, of which there are
+  /// more than one in a run, their head's mean is taken first.
+  Matrix multiplied(Matrix x, int64_t run, int64_t count) const {
+    constexpr int64_t kDecodeRows = 16;
+    if (prefill_attention_ == PrefillAttention::kNative || count <= kDecodeRows) return x;
+    for (int64_t c = 0; run > 1 && c < x.cols; ++c) {
+      double sum = 0;
+      for (int64_t r = 0; r < x.rows; ++r) sum += x.at(r, c);
+      for (int64_t r = 0; r < x.rows; ++r) x.at(r, c) -= sum / static_cast<double>(x.rows);
+    }
+    for (int64_t first = 0; first < x.rows; first += run) {
+      const int64_t end = std::min(first + run, x.rows);
+      for (int64_t head = 0; head < x.cols; head += shape_.head_dim) {
+        const auto each = [&](const auto& fn) {
+          for (int64_t r = first; r < end; ++r) {
+            for (int64_t c = head; c < head + shape_.head_dim; ++c) fn(x.at(r, c));
+          }
+        };
+        double largest = 0;
+        each([&](double value) { largest = std::max(largest, std::abs(value)); });
+        each([&](double& value) { value = std::nearbyint(value / largest * 127) * largest / 127; });
+      }
+    }
+    return x;
+  }
+
+  PrefillAttention prefill_attention_ = PrefillAttention::kNative;
   AttentionShape shape_;
   int64_t rotary_dim_ = 0;
   std::vector<double> q_norm_;  // [head_dim]; empty: no norm
@@ -386,6 +424,32 @@ TEST_P(AttentionOps, DecodesManySequencesInAStep) {
     }
     const Matrix out = step(last);
     for (int64_t s = 0; s < kSeqs; ++s) expect_attention(out, s, s, s * 7, 1);
+  }
+}
+
+TEST_P(AttentionOps, FormsTheProductsOfManyRowsInEveryWay) {
+  const AttentionShape shapes[] = {{8, 2, 128}, {3, 3, 128}, {8, 8, 128}, {4, 2, 64}};
+  int64_t block_len = 64;
+  for (const AttentionShape& shape : shapes) {
+    for (const PrefillAttention attention : backend().prefill_attentions(shape.head_dim)) {
+      SCOPED_TRACE(testing::Message()
+                   << name_of(attention) << ", " << shape.num_heads << "/" << shape.num_kv_heads
+                   << " x " << shape.head_dim << ", blocks of " << block_len);
+      multiply_in(attention);
+      make_cache(shape, block_len, 800, 1000, 3);
+      poison();
+      const int64_t a = add_sequence(260, 1e4, 1.0, 1);
+      const int64_t b = add_sequence(1000, 1e4, 1.1, 2);
+      const int64_t c = add_sequence(64, 1e4, 1.0, 3);
+      expect_attention(step({{b, 0, 700}}), 0, b, 0, 700);
+      step({{a, 0, 1}});
+      const Matrix out = step({{c, 0, 64}, {b, 700, 40}, {a, 1, 129}});
+      expect_attention(out, 0, c, 0, 64);
+      expect_attention(out, 64, b, 700, 40);
+      expect_attention(out, 104, a, 1, 129);
+      expect_attention(step({{b, 740, 1}}), 0, b, 740, 1);
+    }
+    block_len = block_len == 256 ? 64 : 2 * block_len;
   }
 }
 

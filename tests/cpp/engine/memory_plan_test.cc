@@ -92,6 +92,10 @@ TEST(MemoryPlan, BadOptionsAreNamed) {
   expect_named([](EngineConfig& c) { c.cache_block_seq_len = 100; }, "cache_block_seq_len");
   expect_named([](EngineConfig& c) { c.kv_cache_dtype = "int3"; },
                "kv_cache_dtype: expected one of \"auto\", \"int8\"");
+  expect_named([](EngineConfig& c) { c.prefill_attention = "int7"; },
+               "prefill_attention: expected one of \"auto\", \"int8\"");
+  expect_named([](EngineConfig& c) { c.prefill_attention = "int8"; },
+               "prefill_attention: expected one of \"auto\" on cpu (");
   expect_named([](EngineConfig& c) { c.max_prefill_token_num = -1; }, "max_prefill_token_num");
   expect_named([](EngineConfig& c) { c.tp = 5; }, "tp");
   expect_named([](EngineConfig& c) { c.rope_length = {RopeLengthPolicy::kFixed, 0}; },

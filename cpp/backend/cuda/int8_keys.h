@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "backend/cuda/kv_layout.h"
+#include "backend/cuda/plan_view.h"
+
+namespace longspan::cuda {
+
+/// Keys of some sequences and KV heads in eight bits, for products with queries in eight bits: each
+/// sequence's one after another. head_dim is 128.
+///
+///   panels [kv_head][num_panels] of 8 KiB: [64 tokens][128], chunk c of 16 bytes of token t at
+///          c ^ (t % 8), which wgmma reads in the 128-byte swizzle
+///   scales [kv_head][num_panels]: what the elements of a panel are multiplied by
+struct Int8Keys {
+  char* panels = nullptr;
+  float* scales = nullptr;
+  float* means = nullptr;         ///< [num_seqs of the plan][kv_head][128], of quantize_keys
+  const SeqView* seqs = nullptr;  ///< as they lie here: a sequence's panels begin at its `table`
+  int32_t num_panels = 0;         ///< of a head
+};
+
+struct QuantizeKeysArgs {
+  PlanView plan;
+  KvLayout from;  ///< in bfloat16
+  int64_t layer = 0;
+  Int8Keys to;
+  const int32_t* seqs =
+      nullptr;  ///< [num_seqs], indices of the sequences, to.seqs' `table` growing
+  int32_t num_seqs = 0;
+};
+
+/// Quantises every key of the sequences by panel and head: symmetric, the largest magnitude being
+/// 127. What is quantised is a key less the mean of its head's, which takes the same from all
+/// scores of a query and so leaves its softmax; keys tend to have a few elements far from zero,
+/// whose scale would else be everyone's (SageAttention, arXiv 2410.02367). Tokens of a last panel
+/// that the sequence does not have are zero.
+cudaError_t quantize_keys(const QuantizeKeysArgs& args, cudaStream_t stream);
+
+}  // namespace longspan::cuda

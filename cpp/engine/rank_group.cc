@@ -18,7 +18,7 @@ bool give_up(Communicator& communicator) {
     throw;
   } catch (const std::exception& error) {
     why = error.what();
-  } catch (...) {  // the why above has to do
+  } catch (...) {  // on purpose: the why above has to do
   }
   communicator.fail(why);
   return communicator.recover();
@@ -76,7 +76,7 @@ RankGroup::RankGroup(std::vector<Rank> ranks) : ranks_(std::move(ranks)) {
       pthread_setname_np(pthread_self(), "longspan-rank");
       try {
         follow(ranks_[i]);
-      } catch (...) {  // rank 0 has been told
+      } catch (...) {  // on purpose: rank 0 has been told
       }
     });
   }

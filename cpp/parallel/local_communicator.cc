@@ -107,6 +107,7 @@ class LocalCommunicator final : public Communicator {
 std::vector<std::unique_ptr<Communicator>> make_local_communicators(int size) {
   const auto group = std::make_shared<LocalGroup>(size);
   std::vector<std::unique_ptr<Communicator>> ranks;
+  ranks.reserve(static_cast<size_t>(size));
   for (int rank = 0; rank < size; ++rank) {
     ranks.push_back(std::make_unique<LocalCommunicator>(group, rank));
   }

@@ -121,7 +121,7 @@ void Socket::send_failure(const std::string& why) const noexcept {
     const Header header = {kFailure, 0, text.size()};
     send_all(std::as_bytes(std::span(&header, 1)));
     send_all(text);
-  } catch (...) {  // it is gone, and needs no telling
+  } catch (...) {  // on purpose: it is gone, and needs no telling
   }
 }
 

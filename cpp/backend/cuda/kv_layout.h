@@ -56,7 +56,8 @@ struct KvTile {
     const int panel = token / kPanelTokens * panels + chunk / chunks;
     const int row = token % kPanelTokens;
     const int within = (chunk % chunks) ^ (row * row_bytes / 128 % chunks);
-    return int64_t{panel} * panel_bytes() + row * row_bytes + within * 16;
+    const int in_panel = row * row_bytes + within * 16;
+    return int64_t{panel} * panel_bytes() + in_panel;
   }
 };
 

@@ -20,24 +20,23 @@ constexpr const char* kNames[] = {"libnccl.so.2"};
 constexpr int64_t kStagingBytes = int64_t{16} << 20;  // columns on their way, for some rows at once
 
 struct Api {
-  nccl::GetUniqueId unique_id = nullptr;
-  nccl::GetVersion version = nullptr;
-  nccl::CommInitRank init = nullptr;
-  nccl::CommAbort abort = nullptr;
-  nccl::CommDestroy destroy = nullptr;
-  nccl::CommGetAsyncError async_error = nullptr;
-  nccl::GetErrorString error_string = nullptr;
-  nccl::AllReduce all_reduce = nullptr;
-  nccl::AllGather all_gather = nullptr;
-  bool complete = false;
+  nccl::GetUniqueId unique_id;
+  nccl::GetVersion version;
+  nccl::CommInitRank init;
+  nccl::CommAbort abort;
+  nccl::CommDestroy destroy;
+  nccl::CommGetAsyncError async_error;
+  nccl::GetErrorString error_string;
+  nccl::AllReduce all_reduce;
+  nccl::AllGather all_gather;
 
+  /// Throws BackendUnavailable where NCCL is not there or lacks one of them.
   Api() {
     void* library = open_library(kNames);
-    if (library == nullptr) return;
-    complete = true;
+    require<BackendUnavailable>(library != nullptr, "cuda: expected ", kNames[0], ", found none");
     const auto find = [&](auto& function, const char* name) {
       function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, name));
-      complete = complete && function != nullptr;
+      require<BackendUnavailable>(function != nullptr, "cuda: NCCL has no ", name);
     };
     find(unique_id, "ncclGetUniqueId");
     find(version, "ncclGetVersion");
@@ -56,6 +55,15 @@ const Api& api() {
   return loaded;
 }
 
+bool has_nccl() {
+  try {
+    api();
+    return true;
+  } catch (const BackendUnavailable&) {
+    return false;
+  }
+}
+
 void check_nccl(nccl::Status status, const char* what) {
   require<ParallelError>(status == 0, "NCCL: ", what, ": ", api().error_string(status),
                          " (NCCL_DEBUG=INFO tells more)");
@@ -71,7 +79,7 @@ class NcclCommunicator final : public Communicator {
   }
   ~NcclCommunicator() override {
     cudaStreamSynchronize(stream_);
-    if (comm_ != nullptr) api().destroy(comm_);
+    if (comm_ != nullptr) destroy_(comm_);
   }
 
   int rank() const override { return host_->rank(); }
@@ -150,7 +158,7 @@ class NcclCommunicator final : public Communicator {
 
   void connect() {
     // All find out together whether one cannot.
-    const auto able = static_cast<std::byte>(api().complete);
+    const auto able = static_cast<std::byte>(has_nccl());
     std::vector<std::byte> all(static_cast<size_t>(size()));
     host_->all_gather({&able, 1}, all);
     for (size_t r = 0; r < all.size(); ++r) {
@@ -169,6 +177,7 @@ class NcclCommunicator final : public Communicator {
     require<ParallelError>(message.size() == sizeof(id), "NCCL: expected an id of ", sizeof(id),
                            " bytes, got ", message.size());
     std::memcpy(&id, message.data(), sizeof(id));
+    destroy_ = api().destroy;
     check_nccl(api().init(&comm_, size(), id, rank()), "connecting the ranks");
     // What NCCL allocates at its first use is so there before memory is planned.
     all_reduce({staging_.data(), DType::kF32, 1, 1024, 1024});
@@ -189,6 +198,7 @@ class NcclCommunicator final : public Communicator {
   const cudaStream_t stream_;
   const Buffer staging_;
   nccl::Comm comm_ = nullptr;
+  nccl::CommDestroy destroy_ = nullptr;  // api().destroy, which a destructor may call
 };
 
 }  // namespace

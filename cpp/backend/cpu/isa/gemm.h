@@ -103,7 +103,7 @@ template <int Rows>
 inline void multiply_in_order(const bf16_t* a, int64_t a_stride, const bf16_t* b,
                               const bf16_t* ahead, Part (*c)[kParts]) {
 #pragma GCC unroll 2
-  for (int half = 0; half < 2; ++half) {
+  for (int64_t half = 0; half < 2; ++half) {
 #pragma GCC unroll 16
     for (int64_t k = 0; k < kKBlock; k += 2, b += 2 * kLanes, ahead += 2 * kLanes) {
       prefetch_line(ahead);

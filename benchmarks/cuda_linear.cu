@@ -14,19 +14,10 @@
 
 #include "backend/cuda/cublaslt.h"
 #include "backend/cuda/linear_skinny.h"
+#include "cuda_check.cuh"
 
 namespace longspan::cuda::bench {
 namespace {
-
-#define CUDA_CHECK(call)                                                 \
-  do {                                                                   \
-    const cudaError_t error_ = (call);                                   \
-    if (error_ != cudaSuccess) {                                         \
-      std::fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #call, \
-                   cudaGetErrorString(error_));                          \
-      std::exit(1);                                                      \
-    }                                                                    \
-  } while (0)
 
 struct Product {
   const char* name;

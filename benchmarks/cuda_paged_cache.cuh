@@ -16,21 +16,12 @@
 
 #include "backend/cuda/attention.h"
 #include "backend/cuda/kv_quantize.cuh"
+#include "cuda_check.cuh"
 
 /// A paged cache of made-up keys and values in shuffled blocks, and attention over it computed the
 /// plain way in double precision. The numbers are a function of where they belong in the sequence,
 /// not of where they lie in memory: a kernel that reads the wrong place gets the wrong numbers.
 namespace longspan::cuda::bench {
-
-#define CUDA_CHECK(call)                                                 \
-  do {                                                                   \
-    const cudaError_t error_ = (call);                                   \
-    if (error_ != cudaSuccess) {                                         \
-      std::fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #call, \
-                   cudaGetErrorString(error_));                          \
-      std::exit(1);                                                      \
-    }                                                                    \
-  } while (0)
 
 /// Device memory of one type.
 template <class T>

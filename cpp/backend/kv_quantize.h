@@ -95,17 +95,23 @@ inline uint16_t symmetric_scale(float magnitude, float largest) {
   return bf16_above(std::max(magnitude / largest, kLeastScale));
 }
 
-/// Codes [n] of a row as int8; returns its scale. q = x (1 / scale), each step rounded to float32,
-/// to the nearest integer, ties to even.
-inline uint16_t quantize_int8(const float* x, int64_t n, int8_t* codes) {
-  const uint16_t scale = symmetric_scale(largest_magnitude(x, n), 127.0F);
+/// Codes [n] of a row, code(x (1 / scale)), each step rounded to float32; returns the scale.
+template <class Code, class MakeCode>
+uint16_t quantize_symmetric(const float* x, int64_t n, float largest, Code* codes, MakeCode code) {
+  const uint16_t scale = symmetric_scale(largest_magnitude(x, n), largest);
   if (scale == kBf16NaN) {
-    std::fill(codes, codes + n, int8_t{0});
+    std::fill(codes, codes + n, Code{0});
     return scale;
   }
   const float inverse = 1.0F / bf16_to_float(scale);
-  for (int64_t i = 0; i < n; ++i) codes[i] = static_cast<int8_t>(std::rint(x[i] * inverse));
+  for (int64_t i = 0; i < n; ++i) codes[i] = code(x[i] * inverse);
   return scale;
+}
+
+/// Codes [n] of a row as int8, to the nearest integer, ties to even; returns its scale.
+inline uint16_t quantize_int8(const float* x, int64_t n, int8_t* codes) {
+  return quantize_symmetric(x, n, 127.0F, codes,
+                            [](float y) { return static_cast<int8_t>(std::rint(y)); });
 }
 
 /// x as e4m3 (OCP 8-bit floating point: 4 exponent bits, bias 7, 3 fraction bits, no infinity) to
@@ -131,14 +137,7 @@ inline float from_e4m3(uint8_t code) {
 
 /// Codes [n] of a row as e4m3; returns its scale.
 inline uint16_t quantize_fp8(const float* x, int64_t n, uint8_t* codes) {
-  const uint16_t scale = symmetric_scale(largest_magnitude(x, n), 448.0F);
-  if (scale == kBf16NaN) {
-    std::fill(codes, codes + n, uint8_t{0});
-    return scale;
-  }
-  const float inverse = 1.0F / bf16_to_float(scale);
-  for (int64_t i = 0; i < n; ++i) codes[i] = to_e4m3(x[i] * inverse);
-  return scale;
+  return quantize_symmetric(x, n, 448.0F, codes, to_e4m3);
 }
 
 /// Of a group: bfloat16 bits.

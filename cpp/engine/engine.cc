@@ -15,6 +15,7 @@
 #include "engine/memory_plan.h"
 #include "engine/plan_remedies.h"
 #include "engine/step_runner.h"
+#include "model/shard.h"
 
 namespace longspan {
 namespace {
@@ -134,8 +135,9 @@ class Engine::Impl {
                     impl.config_.max_batch_size, impl.config_.max_prefill_token_num),
           cost(impl.model_, traits.flops_per_second * (traits.shares_memory ? 1 : impl.config_.tp),
                traits.step_seconds,
-               ranks.backend().least_prefill_tokens(impl.model_.num_heads / impl.config_.tp,
-                                                    kv_shape(impl.config_, impl.model_))),
+               ranks.backend().least_prefill_tokens(
+                   Shard::largest(impl.model_, impl.config_.tp).q_heads.size(),
+                   kv_shape(impl.config_, impl.model_))),
           runner(impl.model_, ranks, decoder_limits(impl.config_, traits).max_logit_rows,
                  [&impl] { return impl.closing_.load(); }) {}
 

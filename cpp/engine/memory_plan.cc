@@ -106,13 +106,18 @@ EngineConfig resolve_engine_config(const EngineConfig& config, const ModelConfig
 
 void take_device_defaults(EngineConfig& config, const ModelConfig& model,
                           const BackendSizes& backend) {
-  require<Unsupported>(!config.deterministic || backend.traits().deterministic,
+  const DeviceTraits device = backend.traits();
+  require<Unsupported>(!config.deterministic || device.deterministic,
                        "deterministic: expected False on ", backend.describe(), ", got True");
+  require<Unsupported>(
+      model.head_dim % device.head_dim_multiple == 0 && model.head_dim <= device.max_head_dim,
+      "head_dim: expected a multiple of ", device.head_dim_multiple, " up to ", device.max_head_dim,
+      " on ", backend.describe(), ", got ", model.head_dim);
   require_one("kv_cache_dtype", backend.kv_formats(model.head_dim), kv_format(config), backend);
   require_one("prefill_attention", backend.prefill_attentions(model.head_dim),
               prefill_attention(config), backend);
   if (config.max_prefill_token_num == 0) {
-    config.max_prefill_token_num = backend.traits().prefill_tokens;
+    config.max_prefill_token_num = device.prefill_tokens;
   }
 }
 
@@ -137,10 +142,6 @@ KvShape kv_shape(const EngineConfig& c, const ModelConfig& m) {
 MemoryPlan make_memory_plan(const EngineConfig& c, const ModelConfig& m,
                             const BackendSizes& backend, int64_t device_bytes) {
   const DeviceTraits device = backend.traits();
-  require<Unsupported>(
-      m.head_dim % device.head_dim_multiple == 0 && m.head_dim <= device.max_head_dim,
-      "head_dim: expected a multiple of ", device.head_dim_multiple, " up to ", device.max_head_dim,
-      " on ", backend.describe(), ", got ", m.head_dim);
   const DecoderLimits limits = decoder_limits(c, device);
   MemoryPlan plan;
   plan.device_bytes = device_bytes;

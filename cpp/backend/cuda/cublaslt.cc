@@ -1,7 +1,5 @@
 #include "backend/cuda/cublaslt.h"
 
-#include <dlfcn.h>
-
 #include <vector>
 
 #include "backend/cuda/cublaslt_api.h"
@@ -50,8 +48,7 @@ struct CublasLt::Api {
   Api() {
     void* library = open_cublaslt();
     const auto find = [&](auto& function, const char* name) {
-      function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, name));
-      require<BackendUnavailable>(function != nullptr, "cuda: cuBLASLt has no ", name);
+      find_function(library, "cuBLASLt", name, function);
     };
     find(create, "cublasLtCreate");
     find(destroy, "cublasLtDestroy");

@@ -6,6 +6,7 @@
 #include "backend/cuda/device_facts.h"
 #include "backend/cuda/kv_layout.h"
 #include "backend/cuda/linear.h"
+#include "backend/cuda/prefill_tiles.h"
 #include "backend/cuda/step_plan.h"
 #include "core/check.h"
 
@@ -66,10 +67,9 @@ class CudaSizes : public Base {
   /// A tile of queries for every multiprocessor, where a long quantised cache is read by one KV
   /// head at a time (prefill_passes.h).
   int64_t least_prefill_tokens(int64_t num_heads, const KvShape& cache) const override {
-    constexpr int64_t kTileRows = 128;
     const int64_t at_once =
         cache.format == KvFormat::kNative ? num_heads : num_heads / cache.num_kv_heads;
-    return (facts_.num_sms + at_once - 1) / at_once * kTileRows;
+    return (facts_.num_sms + at_once - 1) / at_once * kPrefillRows;
   }
 
  protected:

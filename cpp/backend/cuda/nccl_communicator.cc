@@ -1,10 +1,7 @@
 #include "backend/cuda/nccl_communicator.h"
 
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <cstring>
-#include <type_traits>
 #include <utility>
 
 #include "backend/cuda/cuda_check.h"
@@ -35,8 +32,7 @@ struct Api {
     void* library = open_library(kNames);
     require<BackendUnavailable>(library != nullptr, "cuda: expected ", kNames[0], ", found none");
     const auto find = [&](auto& function, const char* name) {
-      function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, name));
-      require<BackendUnavailable>(function != nullptr, "cuda: NCCL has no ", name);
+      find_function(library, "NCCL", name, function);
     };
     find(unique_id, "ncclGetUniqueId");
     find(version, "ncclGetVersion");

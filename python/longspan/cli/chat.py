@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longspan._core import LongspanError
-from longspan.cli.options import SOURCE, Model, Temperature, TopK, TopP, engine_options
+from longspan.cli.options import COMPUTE, SOURCE, Model, Temperature, TopK, TopP, engine_options
 from longspan.cli.terminal import show
 from longspan.config import EngineConfig, GenerationConfig
 
@@ -32,11 +32,7 @@ _WIDTH = 40  # of the gauge, in characters
 @engine_options(
     "session_len",
     "rope_scaling_factor",
-    "device",
-    "tp",
-    "dtype",
-    "kv_cache_dtype",
-    "prefill_attention",
+    *COMPUTE,
     "num_threads",
     *SOURCE,
 )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import typer
 
-from longspan.cli.options import Json
+from longspan.cli.options import Json, write_json
 from longspan.doctor import ABSENT, BROKEN, OK, WARNING, Check, examine
 
 _STYLES = {OK: "green", ABSENT: "dim", WARNING: "yellow", BROKEN: "red"}
@@ -26,11 +24,7 @@ def doctor(json: Json = None) -> None:
     """
     checks = list(examine())
     if json is not None:
-        text = jsonlib.dumps([asdict(check) for check in checks], indent=2) + "\n"
-        if json == "-":
-            typer.echo(text, nl=False)
-        else:
-            Path(json).write_text(text, encoding="utf-8")
+        write_json(json, [asdict(check) for check in checks])
     if json != "-":
         _show(checks)
     if any(check.state == BROKEN for check in checks):

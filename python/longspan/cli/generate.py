@@ -11,6 +11,7 @@ import typer
 
 from longspan._core import InvalidArgument
 from longspan.cli.options import (
+    COMPUTE,
     SOURCE,
     Json,
     Model,
@@ -28,11 +29,7 @@ from longspan.config import EngineConfig, GenerationConfig
     "session_len",
     "rope_scaling_factor",
     "rope_length",
-    "device",
-    "tp",
-    "dtype",
-    "kv_cache_dtype",
-    "prefill_attention",
+    *COMPUTE,
     "num_threads",
     *SOURCE,
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longspan.cli.options import SOURCE
+from longspan.cli.options import COMPUTE, SOURCE
 from longspan.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -55,11 +55,7 @@ Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the result
 #: The engine options of every evaluation, besides the factors.
 ENGINE = (
     "rope_length",
-    "device",
-    "tp",
-    "dtype",
-    "kv_cache_dtype",
-    "prefill_attention",
+    *COMPUTE,
     "num_threads",
     *SOURCE,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json as jsonlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,6 +89,8 @@ _ENGINE: dict[str, Any] = {
 
 #: The options that say where a model comes from.
 SOURCE = ("revision", "use_safetensors")
+#: And those that say what the engine runs on and computes in.
+COMPUTE = ("device", "tp", "dtype", "kv_cache_dtype", "prefill_attention")
 
 Model = Annotated[
     str,
@@ -144,6 +147,15 @@ def resolve(model: str, options: dict[str, Any]) -> Path:
     from longspan.model_path import resolve_model
 
     return resolve_model(model, **{name: options.pop(name) for name in SOURCE if name in options})
+
+
+def write_json(json: str, content: Any) -> None:
+    """To where --json says."""
+    text = jsonlib.dumps(content, indent=2) + "\n"
+    if json == "-":
+        typer.echo(text, nl=False)
+    else:
+        Path(json).write_text(text, encoding="utf-8")
 
 
 def command_line(context: typer.Context) -> list[str]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json as jsonlib
-from pathlib import Path
 from typing import Any
 
 import typer
 
 from longspan._core import plan_memory
-from longspan.cli.options import SOURCE, Json, Model, engine_options
+from longspan.cli.options import COMPUTE, SOURCE, Json, Model, engine_options, write_json
 from longspan.config import EngineConfig
 from longspan.model_path import resolve_model
 
@@ -40,11 +38,7 @@ _FIELDS = (
     "max_batch_size",
     "cache_max_entry_count",
     "max_prefill_token_num",
-    "device",
-    "tp",
-    "dtype",
-    "kv_cache_dtype",
-    "prefill_attention",
+    *COMPUTE,
     *SOURCE,
 )
 def plan(model: Model, json: Json = None, *, options: dict[str, Any]) -> None:
@@ -66,11 +60,7 @@ def plan(model: Model, json: Json = None, *, options: dict[str, Any]) -> None:
             {name: getattr(remedy, name) for name in ("change", "total_bytes", "max_session_len")}
             for remedy in result.remedies
         ]
-        text = jsonlib.dumps({"model": model, "options": options} | fields, indent=2) + "\n"
-        if json == "-":
-            typer.echo(text, nl=False)
-        else:
-            Path(json).write_text(text, encoding="utf-8")
+        write_json(json, {"model": model, "options": options} | fields)
     if json != "-":
         _show(result)
     if not result.fits:

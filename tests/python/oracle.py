@@ -212,6 +212,14 @@ TINY_SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+#: Sizes of which none is a power of two, over TINY_SIZES.
+ODD_HEADS: dict[str, Any] = {
+    "hidden_size": 72,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 24,
+    "vocab_size": 1001,
+}
 
 
 def tiny_llama(**options: Any) -> tuple[Oracle, str]:

@@ -52,11 +52,7 @@ def model(request: pytest.FixtureRequest) -> tuple[str, list[int]]:
     if request.param == "smollm2":
         return oracle.smollm2_dir(), oracle.prose(700)
     hf, path = oracle.tiny_llama(
-        hidden_size=72,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        head_dim=24,
-        vocab_size=1001,
+        **oracle.ODD_HEADS,
         max_position_embeddings=NATIVE,
     )
     return path, oracle.random_ids(700, hf.config.vocab_size)

@@ -23,11 +23,7 @@ def load(path: str, format: str, **options: Any) -> Engine:
 def model() -> tuple[str, list[int]]:
     """A model whose heads are no power of two, and 400 ids for it."""
     hf, path = oracle.tiny_llama(
-        hidden_size=72,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        head_dim=24,
-        vocab_size=1001,
+        **oracle.ODD_HEADS,
         max_position_embeddings=512,
     )
     return path, oracle.random_ids(400, hf.config.vocab_size)

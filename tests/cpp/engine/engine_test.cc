@@ -7,28 +7,14 @@
 #include <thread>
 
 #include "longspan/error.h"
+#include "support/small_engine.h"
 #include "support/tiny_llama.h"
 
 namespace longspan {
 namespace {
 
-EngineConfig small_config() {
-  EngineConfig config;
-  config.dtype = "float32";
-  config.num_threads = 2;
-  config.session_len = 512;
-  config.max_batch_size = 4;
-  return config;
-}
-
-Request prompt_of(int64_t tokens, int64_t max_new_tokens, int32_t offset = 0) {
-  Request request;
-  for (int64_t i = 0; i < tokens; ++i) {
-    request.input_ids.push_back(static_cast<int32_t>((i * i * 7 + i * 3 + offset) % 97));
-  }
-  request.generation.max_new_tokens = max_new_tokens;
-  return request;
-}
+using test::prompt_of;
+using test::small_config;
 
 TEST(Engine, GeneratesTheSameAloneAndInCompany) {
   const test::ModelDir model;

@@ -11,29 +11,18 @@
 
 #include "longspan/engine.h"
 #include "longspan/error.h"
+#include "support/small_engine.h"
 #include "support/tiny_llama.h"
 
 namespace longspan {
 namespace {
 
+using test::prompt_of;
+
 using std::chrono::milliseconds;
 
 std::unique_ptr<Engine> load(const test::ModelDir& model) {
-  EngineConfig config;
-  config.dtype = "float32";
-  config.num_threads = 2;
-  config.session_len = 512;
-  config.max_batch_size = 4;
-  return Engine::load(model.path(), config);
-}
-
-Request prompt_of(int64_t tokens, int64_t max_new_tokens, int32_t offset = 0) {
-  Request request;
-  for (int64_t i = 0; i < tokens; ++i) {
-    request.input_ids.push_back(static_cast<int32_t>((i * i * 7 + i * 3 + offset) % 97));
-  }
-  request.generation.max_new_tokens = max_new_tokens;
-  return request;
+  return Engine::load(model.path(), test::small_config());
 }
 
 /// The model's logits after `ids`, float64.

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "longspan/engine.h"
+#include "support/small_engine.h"
 #include "support/tiny_llama.h"
 
 namespace longspan {
@@ -20,11 +21,7 @@ constexpr int kRequests = 400;
 #endif
 
 EngineConfig config_of(int block_len, bool caching) {
-  EngineConfig config;
-  config.dtype = "float32";
-  config.num_threads = 2;
-  config.session_len = 512;
-  config.max_batch_size = 4;
+  EngineConfig config = test::small_config();
   config.max_prefill_token_num = 150;
   config.cache_block_seq_len = block_len;
   config.enable_prefix_caching = caching;

@@ -12,10 +12,13 @@
 #include "longspan/engine.h"
 #include "longspan/error.h"
 #include "support/expect_throw.h"
+#include "support/small_engine.h"
 #include "support/tiny_llama.h"
 
 namespace longspan {
 namespace {
+
+using test::prompt_of;
 
 using test::expect_throw;
 
@@ -43,24 +46,11 @@ std::vector<Case> cases() {
 }
 
 EngineConfig config_of(int tp) {
-  EngineConfig config;
-  config.dtype = "float32";
+  EngineConfig config = test::small_config();
   config.device = "cpu";
-  config.num_threads = 2;
-  config.session_len = 512;
-  config.max_batch_size = 4;
   config.max_prefill_token_num = 100;
   config.tp = tp;
   return config;
-}
-
-Request prompt_of(int64_t tokens, int64_t max_new_tokens, int32_t offset = 0) {
-  Request request;
-  for (int64_t i = 0; i < tokens; ++i) {
-    request.input_ids.push_back(static_cast<int32_t>((i * i * 7 + i * 3 + offset) % 97));
-  }
-  request.generation.max_new_tokens = max_new_tokens;
-  return request;
 }
 
 void expect_near(const std::vector<float>& a, const std::vector<float>& b) {

@@ -32,6 +32,7 @@ TARGETS = {
     "load": (8.0, "at most"),
     "first token amid a long prefill": (2.0, "at most"),
     "cancelling a long prefill": (1.0, "at most"),
+    "GPU idle in a prefill": (0.02, "at most"),
 }
 
 
@@ -146,6 +147,26 @@ class Job:
             cancelled = max(cancelled, time.perf_counter() - start)
         return first, cancelled
 
+    def idle_share(self, tokens: int) -> float:
+        """The share of a prefill, from its first kernel to its last, in which the GPU runs none."""
+        import torch
+
+        # Sees the kernels of the whole process, not torch's alone.
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            self.run(tokens, 1)
+        spans = sorted(
+            (event.time_range.start, event.time_range.end)
+            for event in profile.events()
+            if event.device_type == torch.autograd.DeviceType.CUDA
+        )
+        if not spans:
+            raise RuntimeError("expected kernels in the profile of a prefill, got none")
+        idle, end = 0.0, spans[0][1]
+        for begin, finish in spans:
+            idle += max(0.0, begin - end)
+            end = max(end, finish)
+        return idle / (end - spans[0][0])
+
     def batch_rate(self, tokens: int, batch: int) -> float:
         """Decoded tokens/s of all sequences together, prefills taken off."""
 
@@ -204,6 +225,7 @@ def main() -> int:
         add(f"prefill {n}", min(p for p, _ in runs), "s", floors.prefill(n))
         if n == lengths[-1]:
             add(f"decode at {n}", min(d for _, d in runs), "s/token", floors.decode(n))
+    add("GPU idle in a prefill", job.idle_share(lengths[0]), "share")
     job.run(2048, 8)
     single = max(job.batch_rate(2048, 1) for _ in range(args.rounds))
     add("decode at 2048, batch 1", single, "tokens/s", 1 / floors.decode(2048))

@@ -25,7 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from smollm2 import cpu_facts, gguf_path, results_path
+from longspan.smollm2 import gguf_path
+from machine import cpu_facts, results_path
 
 CONTESTANTS = ("longspan", "hf", "llama-fa", "llama-nofa")
 DECODE_TOKENS = 32

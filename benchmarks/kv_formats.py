@@ -18,7 +18,8 @@ from typing import Any
 from longspan import EngineConfig, pipeline
 from longspan.eval.record import environment
 from longspan.eval.text import python_documentation
-from smollm2 import gguf_path, results_path
+from longspan.smollm2 import gguf_path
+from machine import results_path
 
 #: Rise of perplexity in percent, at most.
 LIMITS = {"int8": 0.15, "int8_fp8": 0.2, "int8_int4": 1.0, "fp8": 2.0, "int4": 7.0}

@@ -13,7 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from smollm2 import gguf_path, results_path
+from longspan.smollm2 import gguf_path
+from machine import results_path
 
 NEEDED = 9
 

@@ -19,8 +19,9 @@ from typing import Any
 import tokenizers
 from longspan.eval.text import python_documentation
 from longspan.model_path import resolve_model
+from longspan.smollm2 import gguf_path
 from longspan.tokenizer import Tokenizer
-from smollm2 import cpu_facts, gguf_path, results_path
+from machine import cpu_facts, results_path
 
 TARGET = 5.0
 RUNS = 10

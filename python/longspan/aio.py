@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from functools import reduce
 from typing import Any
 
-from longspan._core import Signal
+from longspan._core import RequestHandle, Signal
 from longspan.config import GenerationConfig
-from longspan.generation import Generation
+from longspan.generation import Generation, submit
 from longspan.pipeline import Pipeline, by_prompt
 from longspan.response import Response
 
@@ -67,12 +67,10 @@ class AsyncPipeline:
         return await asyncio.to_thread(self.pipeline.prepare, *arguments)
 
     async def _stream(self, requests: Sequence[Generation]) -> Any:
-        running: list[Generation] = []
+        handles: list[RequestHandle] = []
         with self._woken() as event:
             try:
-                for request in requests:
-                    request.submit(self._signal)
-                    running.append(request)
+                handles = submit(self.pipeline.engine, requests, self._signal)
                 while any(not request.done for request in requests):
                     await event.wait()
                     event.clear()
@@ -81,8 +79,8 @@ class AsyncPipeline:
                         if piece is not None:
                             yield i, piece
             finally:
-                for request in running:
-                    request.handle.cancel()
+                for handle in handles:
+                    handle.cancel()
 
     @contextmanager
     def _woken(self) -> Iterator[asyncio.Event]:

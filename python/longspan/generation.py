@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from longspan._core import NumericalError
@@ -10,7 +10,7 @@ from longspan.detokenizer import Detokenizer, StopWords
 from longspan.response import Response, Timings, beyond_native
 
 if TYPE_CHECKING:
-    from longspan._core import RequestHandle, RequestOutput, Signal
+    from longspan._core import Engine, Request, RequestHandle, RequestOutput, Signal
     from longspan.config import GenerationConfig
     from longspan.tokenizer import Tokenizer
 
@@ -20,6 +20,16 @@ _FINISH_REASONS = {
     "context_full": "length",
     "cancelled": "abort",
 }
+
+
+def submit(
+    engine: Engine, generations: Sequence[Generation], signal: Signal | None = None
+) -> list[RequestHandle]:
+    """Hands all requests to the engine at one time; they then notify the signal."""
+    handles = engine.submit([generation.request for generation in generations], signal)
+    for generation, handle in zip(generations, handles, strict=True):
+        generation.handle = handle
+    return handles
 
 
 class Generation:
@@ -32,20 +42,19 @@ class Generation:
 
     def __init__(
         self,
-        start: Callable[[Signal | None], RequestHandle],
+        request: Request,
         tokenizer: Tokenizer,
         config: GenerationConfig,
         prompt_tokens: int,
         index: int = 0,
         choice: int = 0,
     ) -> None:
-        """start: submits the request, which then notifies the signal. index: of the prompt;
-        choice: which of its n sequences."""
+        """index: of the prompt; choice: which of its n sequences."""
+        self.request = request
         self.config = config
         self.index = index
         self.choice = choice
         self.prompt_tokens = prompt_tokens
-        self._start = start
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer, config.skip_special_tokens)
         self._stop_words = StopWords(config.stop_words or ())
@@ -56,10 +65,6 @@ class Generation:
         self._given_text = 0
         self._given_ids = 0
         self.done = False  # the last piece is out
-
-    def submit(self, signal: Signal | None = None) -> RequestHandle:
-        self.handle = self._start(signal)
-        return self.handle
 
     def next(self) -> Response | None:
         """What is new since the last call, without waiting; None when nothing is. The last piece

@@ -8,7 +8,7 @@ import secrets
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from longspan import _core
-from longspan._core import Engine, InvalidArgument, RequestHandle, Signal
+from longspan._core import Engine, InvalidArgument, Request, RequestHandle, Signal
 from longspan.chat_template import ChatTemplate
 from longspan.config import EngineConfig, GenerationConfig
-from longspan.generation import Generation
+from longspan.generation import Generation, submit
 from longspan.inputs import TokenIds, split_prompts, token_ids
 from longspan.model_path import resolve_model
 from longspan.progress import INTERVAL, Bar, ProgressCallback, show
@@ -125,7 +125,7 @@ class Pipeline:
                 pieces[i].append(piece)
             responses = [reduce(Response.extend, parts) for parts in pieces]
         else:
-            self._run([request.submit for request in requests], "Generating", progress)
+            self._run(lambda: submit(self.engine, requests), "Generating", progress)
             responses = [request.finish() for request in requests]
         grouped = by_prompt(responses, requests)
         return grouped[0] if alone else grouped
@@ -187,12 +187,11 @@ class Pipeline:
         NumericalError."""
         items, _ = split_prompts(input_ids)
         ids = [self._token_ids(item, f"input_ids[{i}]", least=2) for i, item in enumerate(items)]
-        for sequence in ids:
-            self.engine.check_score(sequence)
+        requests = [Request.score(sequence, token_nll) for sequence in ids]
+        for sequence, request in zip(ids, requests, strict=True):
+            self.engine.check(request)
             self._warn_beyond_native(len(sequence), 0)
-        handles = self._run(
-            [lambda s=s: self.engine.score(s, token_nll) for s in ids], "Scoring", progress
-        )
+        handles = self._run(lambda: self.engine.submit(requests), "Scoring", progress)
         outputs = [handle.wait() for handle in handles]
         return [
             Perplexity(out, beyond_native(out.rope_profile, out.input_token_len)) for out in outputs
@@ -212,7 +211,8 @@ class Pipeline:
         ids = self._token_ids(input_ids, "input_ids")
         rows, order = _ascending([-1] if positions is None else positions, len(ids))
         self._warn_beyond_native(len(ids), 0)
-        handle = self._run([lambda: self.engine.logits(ids, rows)], "Computing logits", progress)[0]
+        requests = [Request.logits(ids, rows)]
+        handle = self._run(lambda: self.engine.submit(requests), "Computing logits", progress)[0]
         return handle.wait().logits[order]
 
     def close(self) -> None:
@@ -238,14 +238,16 @@ class Pipeline:
         configs = _each(gen_config, len(items))
         natives = [config.native(self.tokenizer) for config in configs]
         ids = [self._encode(item, i, do_preprocess) for i, item in enumerate(items)]
-        for prompt, native in zip(ids, natives, strict=True):
-            self.engine.check_generate(prompt, native, rope_length)
-            self._warn_beyond_native(len(prompt), native.max_new_tokens)
-        return [
+        generations = [
             generation
             for i, config in enumerate(configs)
             for generation in self._sequences(ids[i], i, config, natives[i], rope_length)
-        ], alone
+        ]
+        for generation in generations:
+            self.engine.check(generation.request)
+        for prompt, native in zip(ids, natives, strict=True):
+            self._warn_beyond_native(len(prompt), native.max_new_tokens)
+        return generations, alone
 
     def _sequences(
         self,
@@ -262,16 +264,8 @@ class Pipeline:
         for choice in range(config.n):
             if seed is not None:
                 native.seed = (seed + choice) % 2**64
-
-            def start(
-                signal: Signal | None = None, seed: int | None = native.seed
-            ) -> RequestHandle:
-                native.seed = seed
-                return self.engine.generate(
-                    ids, native, rope_length, config.prompt_logprobs, signal
-                )
-
-            yield Generation(start, self.tokenizer, config, len(ids), index, choice)
+            request = Request.generate(ids, native, rope_length, config.prompt_logprobs)
+            yield Generation(request, self.tokenizer, config, len(ids), index, choice)
 
     def _encode(self, prompt: Any, index: int, do_preprocess: bool) -> TokenIds:
         what = f"prompts[{index}]"
@@ -297,16 +291,15 @@ class Pipeline:
 
     def _run(
         self,
-        submits: Sequence[Callable[[], RequestHandle]],
+        start: Callable[[], list[RequestHandle]],
         what: str,
         progress: ProgressCallback | None,
     ) -> list[RequestHandle]:
-        """Submits every request and waits for all, in steps short enough for Ctrl-C."""
+        """Waits for all requests that start() submits, in steps short enough for Ctrl-C."""
         handles: list[RequestHandle] = []
         try:
             with Bar(what, "tokens") as bar:
-                for submit in submits:
-                    handles.append(submit())
+                handles = start()
                 report = progress or (lambda states: show(bar, states))
                 said = time.monotonic()
                 for handle in handles:
@@ -329,13 +322,11 @@ class Pipeline:
         """Runs the requests and gives out their pieces, each with its place in `requests`.
         shown: the pieces may go to the terminal, where the bar must leave before them."""
         signal = Signal()
-        running: list[Generation] = []
+        handles: list[RequestHandle] = []
         try:
             with Bar("Generating", "tokens") as bar:
                 report = progress or (lambda states: show(bar, states))
-                for request in requests:
-                    request.submit(signal)
-                    running.append(request)
+                handles = submit(self.engine, requests, signal)
                 said = time.monotonic()
                 while any(not request.done for request in requests):
                     signal.wait_for(INTERVAL)
@@ -347,9 +338,9 @@ class Pipeline:
                             yield i, piece
                     if time.monotonic() - said >= INTERVAL:
                         said = time.monotonic()
-                        report([request.handle.progress() for request in requests])
+                        report([handle.progress() for handle in handles])
         finally:
-            _end(request.handle for request in running)
+            _end(handles)
 
     def _warn_beyond_native(self, prompt_tokens: int, max_new_tokens: int | None) -> None:
         if self._warned:
@@ -429,9 +420,8 @@ def by_prompt(responses: Sequence[Response], requests: Sequence[Generation]) -> 
     return grouped
 
 
-def _end(handles: Iterable[RequestHandle]) -> None:
+def _end(handles: Sequence[RequestHandle]) -> None:
     """Cancels what still runs and waits until it has ended; nothing happens to what has."""
-    handles = list(handles)
     for handle in handles:
         handle.cancel()
     for handle in handles:

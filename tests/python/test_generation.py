@@ -276,6 +276,25 @@ def test_several_sequences_repeat_with_their_seeds(pipe: Pipeline) -> None:
     assert drawn[1].seed == (drawn[0].seed + 1) % 2**64
 
 
+def test_what_a_call_asks_for_enters_together(pipe: Pipeline) -> None:
+    """So all its sequences take every step with each other, each time."""
+    prompts = [pipe.tokenizer.encode(PROMPT * (1 + i)) for i in range(4)]
+
+    def steps(call: Callable[[], Any]) -> int:
+        wait_until_idle(pipe)
+        before = pipe.engine.metrics().steps
+        call()
+        wait_until_idle(pipe)
+        return pipe.engine.metrics().steps - before
+
+    config = replace(SAMPLED, max_new_tokens=12)
+    assert steps(lambda: pipe(PROMPT, replace(config, n=4))) == 12
+    assert steps(lambda: pipe(prompts, config)) == 12
+    assert steps(lambda: list(pipe.stream_infer(prompts, config))) == 12
+    assert steps(lambda: asyncio.run(AsyncPipeline(pipe).infer(prompts, config))) == 12
+    assert steps(lambda: pipe.get_ppl(prompts)) == 1
+
+
 def test_several_sequences_share_their_prompt(model: Path) -> None:
     ids = [65] * 200
     options = GenerationConfig(**vars(SAMPLED) | {"n": 3, "max_new_tokens": 8})

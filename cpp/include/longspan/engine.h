@@ -77,8 +77,12 @@ class LONGSPAN_API Engine {
   /// signal: notified whenever the request moves on; null: none.
   RequestHandle submit(Request request, std::shared_ptr<Signal> signal = nullptr);
 
-  /// Throws what submit() would, without submitting. A list can so be refused before any of it
-  /// runs.
+  /// submit() of several that enter together, so that where nothing else runs each meets the same
+  /// company every time; all of them, or none where one is refused.
+  std::vector<RequestHandle> submit_all(std::vector<Request> requests,
+                                        std::shared_ptr<Signal> signal = nullptr);
+
+  /// Throws what submit() would, without submitting.
   void check(const Request& request) const;
 
   /// submit() and wait, reporting progress in the calling thread. An exception thrown by the

@@ -30,6 +30,23 @@ TEST(Engine, GeneratesTheSameAloneAndInCompany) {
   }
 }
 
+TEST(Engine, RequestsSubmittedTogetherEnterTogether) {
+  const test::ModelDir model;
+  const auto engine = Engine::load(model.path(), small_config());
+  std::vector<Request> requests;
+  for (int i = 0; i < 4; ++i) requests.push_back(prompt_of(40 + 20 * i, 12, i));
+  const auto signal = std::make_shared<Signal>();
+  const std::vector<RequestHandle> handles = engine->submit_all(requests, signal);
+  for (size_t i = 0; i < handles.size(); ++i) {
+    EXPECT_EQ(handles[i].wait().input_token_len, 40 + 20 * static_cast<int64_t>(i));
+  }
+  EXPECT_TRUE(signal->wait_for(std::chrono::milliseconds(0)));
+  requests.push_back(prompt_of(513, 1));
+  EXPECT_THROW(engine->submit_all(requests), ContextTooLong);
+  engine->close();
+  EXPECT_EQ(engine->metrics().steps, 12);  // of all four, and none of the list that was refused
+}
+
 TEST(Engine, ChunkAndBlockAndThreadsChangeNothing) {
   const test::ModelDir model;
   const auto run = [&](int64_t chunk, int block, int threads) {

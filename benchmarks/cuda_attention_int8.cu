@@ -65,7 +65,7 @@ class Prefill {
   DeviceArray<PrefillTile> tiles_;
   DeviceArray<int32_t> first_;
   DeviceArray<char> panels_;
-  DeviceArray<float> scales_;
+  DeviceArray<Int8PanelScale> scales_;
   DeviceArray<float> means_;
   DeviceArray<SeqView> staged_;
   DeviceArray<int32_t> seqs_;

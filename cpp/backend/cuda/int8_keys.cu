@@ -80,6 +80,7 @@ constexpr int kThreads = kPanelTokens * kLanes;
 __global__ void __launch_bounds__(kThreads)
     quantize_kernel(const __grid_constant__ QuantizeKeysArgs args) {
   __shared__ float largest_of_warp[kThreads / 32];
+  __shared__ int longest_of_warp[kThreads / 32];
   const auto panel = static_cast<int>(blockIdx.x);
   const auto kv_head = static_cast<int>(blockIdx.y);
   const int seq = seq_of_panel(args.to.seqs, args.seqs, args.num_seqs, panel);
@@ -117,6 +118,7 @@ __global__ void __launch_bounds__(kThreads)
 
   const int64_t at = int64_t{kv_head} * args.to.num_panels + panel;
   char* to = args.to.panels + at * kPanelBytes;
+  int squares = 0;
 #pragma unroll
   for (int c = 0; c < kLaneChunks; c += 2) {
     uint32_t words[4];
@@ -124,11 +126,23 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < 4; ++i) {
       const float* four = &x[c + i / 2].x[i % 2 * 4];
       words[i] = to_int8(four[0], four[1], four[2], four[3], by.inverse);
+      squares = add_squares(words[i], squares);
     }
     *reinterpret_cast<uint4*>(to + swizzle(token, (lane * kLaneChunks + c) / 2)) =
         make_uint4(words[0], words[1], words[2], words[3]);
   }
-  if (thread == 0) args.to.scales[at] = by.scale;
+  squares += __shfl_xor_sync(0xffffffffU, squares, 1);
+  squares += __shfl_xor_sync(0xffffffffU, squares, 2);
+#pragma unroll
+  for (int step = kLanes; step < 32; step *= 2) {
+    squares = max(squares, __shfl_xor_sync(0xffffffffU, squares, step));
+  }
+  if (thread % 32 == 0) longest_of_warp[thread / 32] = squares;
+  __syncthreads();
+  if (thread == 0) {
+    for (const int other : longest_of_warp) squares = max(squares, other);
+    args.to.scales[at] = {by.scale, sqrtf(static_cast<float>(squares)) * by.scale};
+  }
 }
 
 }  // namespace

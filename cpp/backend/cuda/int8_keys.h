@@ -9,15 +9,20 @@
 
 namespace longspan::cuda {
 
+struct Int8PanelScale {
+  float scale;   ///< what its elements are multiplied by
+  float length;  ///< what no key of it, so multiplied, is longer than
+};
+
 /// Keys of some sequences and KV heads in eight bits, for products with queries in eight bits: each
 /// sequence's one after another. head_dim is 128.
 ///
 ///   panels [kv_head][num_panels] of 8 KiB: [64 tokens][128], chunk c of 16 bytes of token t at
 ///          c ^ (t % 8), which wgmma reads in the 128-byte swizzle
-///   scales [kv_head][num_panels]: what the elements of a panel are multiplied by
+///   scales [kv_head][num_panels]
 struct Int8Keys {
   char* panels = nullptr;
-  float* scales = nullptr;
+  Int8PanelScale* scales = nullptr;
   float* means = nullptr;         ///< [num_seqs of the plan][kv_head][128], of quantize_keys
   const SeqView* seqs = nullptr;  ///< as they lie here: a sequence's panels begin at its `table`
   int32_t num_panels = 0;         ///< of a head

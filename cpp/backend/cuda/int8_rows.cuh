@@ -18,6 +18,11 @@ __device__ inline Int8Scale int8_scale(float largest_magnitude) {
   return {largest * (1.0f / 127.0f), 127.0f / largest};
 }
 
+/// sum + the squares of four signed bytes.
+__device__ inline int add_squares(uint32_t four, int sum) {
+  return __dp4a(static_cast<int>(four), static_cast<int>(four), sum);
+}
+
 /// Four numbers as bytes, the first lowest. Adding 1.5 * 2^23 rounds a float to an integer, which
 /// is then in its low bits.
 __device__ inline uint32_t to_int8(float a, float b, float c, float d, float inverse) {

@@ -27,12 +27,12 @@ struct PlannedPass {
 
 /// Where passes put the keys and values of a quantised cache in bfloat16, and keys in eight bits.
 struct PrefillWorkspace {
-  char* panels = nullptr;             ///< [panels]{K panel, V panel}, as blocks of kNative
-  const int32_t* identity = nullptr;  ///< [panels], 0, 1, ...: every block table in one
-  const SeqView* seqs = nullptr;      ///< [num_seqs], with the tables that each has in its pass
-  char* int8_panels = nullptr;        ///< [panels], Int8Keys::panels of a pass
-  float* int8_scales = nullptr;       ///< [panels], Int8Keys::scales
-  float* key_means = nullptr;         ///< [max_seqs][num_kv_heads][head_dim], Int8Keys::means
+  char* panels = nullptr;                 ///< [panels]{K panel, V panel}, as blocks of kNative
+  const int32_t* identity = nullptr;      ///< [panels], 0, 1, ...: every block table in one
+  const SeqView* seqs = nullptr;          ///< [num_seqs], with the tables that each has in its pass
+  char* int8_panels = nullptr;            ///< [panels], Int8Keys::panels of a pass
+  Int8PanelScale* int8_scales = nullptr;  ///< [panels], Int8Keys::scales
+  float* key_means = nullptr;             ///< [max_seqs][num_kv_heads][head_dim], Int8Keys::means
 };
 
 /// What the CUDA ops read in every layer of a step. The host works out the lists and sends them in
@@ -69,15 +69,15 @@ class CudaStepPlan final : public StepPlan {
   struct Memory {
     Memory(char* base, const StepLimits& limits, const AttentionShape& shape);
 
-    int32_t* row_seq = nullptr;    // [max_tokens]
-    float* cos_sin = nullptr;      // [max_tokens][head_dim / 2]{cos, sin}
-    float* partial_out = nullptr;  // [partial rows][head_dim]
-    float* partial_lse = nullptr;  // [partial rows]
-    char* panels = nullptr;        // PrefillWorkspace::panels
-    int32_t* identity = nullptr;   // PrefillWorkspace::identity
-    char* int8_panels = nullptr;   // PrefillWorkspace::int8_panels
-    float* int8_scales = nullptr;  // PrefillWorkspace::int8_scales
-    float* key_means = nullptr;    // PrefillWorkspace::key_means
+    int32_t* row_seq = nullptr;             // [max_tokens]
+    float* cos_sin = nullptr;               // [max_tokens][head_dim / 2]{cos, sin}
+    float* partial_out = nullptr;           // [partial rows][head_dim]
+    float* partial_lse = nullptr;           // [partial rows]
+    char* panels = nullptr;                 // PrefillWorkspace::panels
+    int32_t* identity = nullptr;            // PrefillWorkspace::identity
+    char* int8_panels = nullptr;            // PrefillWorkspace::int8_panels
+    Int8PanelScale* int8_scales = nullptr;  // PrefillWorkspace::int8_scales
+    float* key_means = nullptr;             // PrefillWorkspace::key_means
     int64_t bytes = 0;
   };
   static int64_t upload_bytes(const StepLimits& limits, const AttentionShape& shape,

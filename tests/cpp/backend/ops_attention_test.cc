@@ -37,6 +37,7 @@ class AttentionOps : public Ops {
     rotary_dim_ = shape.head_dim;
     q_norm_.clear();
     k_norm_.clear();
+    raised_by_ = 1;
     limits_ = {max_tokens, max_seqs, (max_keys + block_len - 1) / block_len, block_len, format};
     cache_.shape = {kNumLayers, shape.num_kv_heads, shape.head_dim, block_len, format};
     cache_.num_blocks = limits_.max_blocks_per_seq * max_seqs;
@@ -103,6 +104,16 @@ class AttentionOps : public Ops {
       sequences_.pop_back();
     }
     free_blocks_ = blocks;
+  }
+
+  /// Multiplies the keys of a sequence's first `count` tokens.
+  void raise_keys(int64_t seq, int64_t count, double by) {
+    Matrix& qkv = sequences_[static_cast<size_t>(seq)].qkv;
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t c = q_cols(); c < q_cols() + kv_cols(); ++c) qkv.at(r, c) *= by;
+    }
+    qkv = rounded(qkv, out());
+    raised_by_ = by;
   }
 
   /// Makes what a sequence holds from token `first` on NaN.
@@ -226,7 +237,11 @@ class AttentionOps : public Ops {
   /// In bytes, an element of q or k may be the next one, 4.25 / 127 away where rotated pairs are up
   /// to 3 sqrt(2): times an element of the other, over sqrt(128) and under a factor of 1.1^2, that
   /// moves a score by 0.0152, and a result by at most a quarter of it times 6, the range of values.
-  double tolerance() const {
+  /// The same of keys that were raised moves a score so much more.
+  double tolerance() const { return raised_by_ * tolerance_of_quiet_keys(); }
+
+ private:
+  double tolerance_of_quiet_keys() const {
     if (prefill_attention_ == PrefillAttention::kInt8) return 2e-2 + 0.0152 * 6 / 4;
     const KvFormat format = cache_.shape.format;
     const bool summed = turns_heads(format);
@@ -235,7 +250,6 @@ class AttentionOps : public Ops {
     return summed ? 5e-2 : 3e-2;
   }
 
- private:
   static constexpr int64_t kNumLayers = 2;
   static constexpr int64_t kLayer = 1;
   static constexpr float kNormEps = 1e-5f;
@@ -283,6 +297,7 @@ class AttentionOps : public Ops {
   int64_t rotary_dim_ = 0;
   std::vector<double> q_norm_;  // [head_dim]; empty: no norm
   std::vector<double> k_norm_;
+  double raised_by_ = 1;
   StepLimits limits_;
   KvCache cache_;
   std::unique_ptr<StepPlan> plan_;
@@ -450,6 +465,20 @@ TEST_P(AttentionOps, FormsTheProductsOfManyRowsInEveryWay) {
       expect_attention(step({{b, 740, 1}}), 0, b, 740, 1);
     }
     block_len = block_len == 256 ? 64 : 2 * block_len;
+  }
+}
+
+/// Whoever goes through keys from the last one on, and remembers the largest score so far, meets
+/// the loudest keys at the end: by 2^200 without their own maximum.
+TEST_P(AttentionOps, FindsTheLoudestKeysWhereverTheyAre) {
+  const AttentionShape shape{4, 2, 128};
+  for (const PrefillAttention attention : backend().prefill_attentions(shape.head_dim)) {
+    SCOPED_TRACE(name_of(attention));
+    multiply_in(attention);
+    make_cache(shape, 64, 300, 300, 1);
+    const int64_t seq = add_sequence(300, 1e4, 1.0, 4);
+    raise_keys(seq, 60, 16.0);
+    expect_attention(step({{seq, 0, 300}}), 0, seq, 0, 300);
   }
 }
 

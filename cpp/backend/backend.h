@@ -70,8 +70,8 @@ class BackendSizes {
   virtual std::span<const PrefillAttention> prefill_attentions(int64_t head_dim) const = 0;
   virtual int64_t kv_block_bytes(const KvShape& shape) const = 0;
   virtual int64_t step_plan_bytes(const StepLimits& limits, const AttentionShape& shape) const = 0;
-  /// Fewest prefill tokens of a step that keep the device busy, whatever the context: fewer take as
-  /// long.
+  /// Prefill tokens of a step that occupy the whole device once, whatever the context: fewer take
+  /// as long, and what goes beyond a multiple takes as long as the next.
   virtual int64_t least_prefill_tokens(int64_t num_heads, const KvShape& cache) const = 0;
 };
 

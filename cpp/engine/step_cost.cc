@@ -28,11 +28,10 @@ double StepCost::flops(int64_t tokens, int64_t first_position) const {
 }
 
 int64_t StepCost::fitting_tokens(int64_t wanted, int64_t first_position, double share) const {
-  int64_t tokens = wanted;
-  while (tokens > least_tokens_ &&
-         flops(tokens, first_position) > flops_per_second_ * target_seconds_ * share) {
-    tokens = std::max((tokens + 1) / 2, least_tokens_);
-  }
+  const double budget = flops_per_second_ * target_seconds_ * share;
+  if (wanted <= least_tokens_ || flops(wanted, first_position) <= budget) return wanted;
+  int64_t tokens = wanted / least_tokens_ * least_tokens_;
+  while (tokens > least_tokens_ && flops(tokens, first_position) > budget) tokens -= least_tokens_;
   return tokens;
 }
 

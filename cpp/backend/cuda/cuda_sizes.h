@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <utility>
 
 #include "backend/backend.h"
@@ -64,12 +65,12 @@ class CudaSizes : public Base {
   int64_t step_plan_bytes(const StepLimits& limits, const AttentionShape& shape) const override {
     return CudaStepPlan::bytes(limits, shape, facts_);
   }
-  /// A tile of queries for every multiprocessor, where a long quantised cache is read by one KV
-  /// head at a time (prefill_passes.h).
+  /// As many rows of tiles as the multiprocessors take on at once, one head each; a long quantised
+  /// cache is read by the heads of one KV head at a time (prefill_passes.h).
   int64_t least_prefill_tokens(int64_t num_heads, const KvShape& cache) const override {
     const int64_t at_once =
         cache.format == KvFormat::kNative ? num_heads : num_heads / cache.num_kv_heads;
-    return (facts_.num_sms + at_once - 1) / at_once * kPrefillRows;
+    return std::max<int64_t>(facts_.num_sms / at_once, 1) * kPrefillRows;
   }
 
  protected:

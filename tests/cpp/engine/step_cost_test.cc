@@ -46,5 +46,18 @@ TEST(StepCost, ChunksNeverShrinkBelowWhatKeepsTheDeviceBusy) {
   EXPECT_EQ(cost.fitting_tokens(40, 10'000'000), 40);
 }
 
+TEST(StepCost, ChunksThatTimeCutsShortAreWholeRoundsOfTheDevice) {
+  const StepCost cost(small_llama(), 1e14, 1.0, 512);
+  int64_t last = 8448;
+  for (int64_t position = 0; position < 1'000'000; position += last) {
+    last = cost.fitting_tokens(8448, position);
+    if (last == 8448) continue;
+    EXPECT_EQ(last % 512, 0);
+    EXPECT_TRUE(last == 512 || cost.flops(last, position) <= 1e14);
+    EXPECT_GT(cost.flops(last + 512, position), 1e14);  // no more would have fitted
+  }
+  EXPECT_EQ(last, 1024);
+}
+
 }  // namespace
 }  // namespace longspan

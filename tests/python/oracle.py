@@ -115,9 +115,13 @@ class Oracle:
         return np.concatenate(logits), total
 
     def _nll(self, hidden: torch.Tensor, targets: torch.Tensor) -> float:
-        """In float64: torch's float32 cross entropy is off by 1e-5 a token, always the same way."""
-        logits = self.model.lm_head(hidden).double()
-        return torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+        """Sums in float64: torch's float32 cross entropy is off by 1e-5 a token, always the same
+        way."""
+        logits = self.model.lm_head(hidden).float()
+        chosen = logits.gather(1, targets[:, None])
+        top = logits.amax(1, keepdim=True)
+        sums = logits.sub_(top).exp_().sum(1, dtype=torch.float64)
+        return (sums.log() + (top.double() - chosen.double())[:, 0]).sum().item()
 
 
 @functools.cache
@@ -146,6 +150,20 @@ def smollm2_dir() -> str:
     """smollm2() as a model directory in float32, written by transformers."""
     path = scratch() / "smollm2"
     smollm2().model.save_pretrained(path)
+    return str(path)
+
+
+@functools.cache
+def smollm2_start_dir(num_layers: int) -> str:
+    """The first layers of smollm2_dir(), embeddings and head as they are: for what every layer does
+    as the next."""
+    whole = smollm2().model
+    config = LlamaConfig.from_dict(whole.config.to_dict() | {"num_hidden_layers": num_layers})
+    model = LlamaForCausalLM(config)
+    wanted = model.state_dict().keys()
+    model.load_state_dict({k: v for k, v in whole.state_dict().items() if k in wanted})
+    path = scratch() / f"smollm2-{num_layers}"
+    model.save_pretrained(path)
     return str(path)
 
 

@@ -67,7 +67,7 @@ class Bench {
     }
     input.profiles = {profile};
     tokens_ = tokens;
-    plan_.plan(input, pool_);
+    plan_.plan(input, cache_.shape.context(), pool_);
   }
   void append(int64_t layer) {
     rotate_append(kernels_, pool_, plan_, layer,
@@ -76,7 +76,7 @@ class Bench {
   }
   void attend(int64_t layer) {
     attention(kernels_, pool_, plan_, layer, {q_data_.data(), dtype_, tokens_, q_cols(), q_cols()},
-              cache_, {out_data_.data(), dtype_, tokens_, q_cols(), q_cols()});
+              cache_, {out_data_.data(), dtype_, tokens_, q_cols(), q_cols()}, nullptr);
   }
 
   /// The least of several runs of fn, in seconds.

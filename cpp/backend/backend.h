@@ -47,6 +47,7 @@ struct DeviceTraits {
   double step_seconds = 1.0;      ///< how long a step may take
   bool shares_memory = false;     ///< the ranks of a process all take from the same
   bool deterministic = false;     ///< results never depend on company or chunks, bit for bit
+  bool context_parallel = false;  ///< its ranks can share the keys of a sequence
   /// Memory that the driver, the code of kernels and libraries take beside what a plan lists.
   int64_t overhead_bytes = 0;
   int64_t head_dim_multiple = 2;  ///< what divides every head_dim it can run
@@ -134,17 +135,27 @@ class Backend : public BackendSizes {
   /// and appends k and v to the cache, in its format.
   /// Each sequence turns by its RopeProfile: with P = inv_freq.size() pairs, the same in every
   /// profile of a model and at most D / 2, pair (i, i + P) turns and dims from 2 P on pass through.
+  /// Keys and values that another rank has (KvShape::context()) are left out.
   /// The query's rotated dims are multiplied by attention_scale().rotated, and, where logn_length
   /// is set, the query at position p as a whole by max(1, ln(p + 1) / ln logn_length).
   /// qkv: out [T, (num_heads + 2 num_kv_heads) D], q | k | v; q_out: act [T, num_heads D].
   virtual void rotate_append(const StepPlan& plan, int64_t layer, const MatrixView& qkv,
                              const QkNorm* norm, const KvCache& cache, const MatrixView& q_out) = 0;
 
-  /// Causal attention of the step's queries over every cached key of their sequence.
-  /// Softmax scale: attention_scale() of the profile, attention_factor^2 / sqrt(D) where heads
-  /// rotate whole. q, out: act [T, num_heads D].
+  /// Causal attention of the step's queries over every cached key of their sequence that this rank
+  /// has. Softmax scale: attention_scale() of the profile, attention_factor^2 / sqrt(D) where heads
+  /// rotate whole. q, out: act [T, num_heads D]; zeros for a row that has no key here.
+  /// log_sum_exp: acc [T, num_heads], natural log of the sum of exp(score), -infinity without keys;
+  /// null: nobody asks, as where the rank has all keys.
   virtual void attention(const StepPlan& plan, int64_t layer, const MatrixView& q,
-                         const KvCache& cache, const MatrixView& out) = 0;
+                         const KvCache& cache, const MatrixView& out,
+                         const MatrixView* log_sum_exp) = 0;
+
+  /// attention *= exp(l_own) / sum of exp(l_i), row by row and head by head: from what attention()
+  /// gives over part `own` of the keys, what these add to attention over all parts.
+  /// log_sum_exps: acc [T, parts num_heads], part after part; attention: act [T, num_heads D].
+  virtual void weigh_partial_attention(const MatrixView& log_sum_exps, int64_t own,
+                                       int64_t num_heads, const MatrixView& attention) = 0;
 
   /// out = silu(gate) * up. gate_up: out [T, 2 I], gate | up; out: act [T, I].
   virtual void silu_mul(const MatrixView& gate_up, const MatrixView& out) = 0;

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string_view>
 
+#include "backend/context_shard.h"
 #include "core/memory.h"
 
 namespace longspan {
@@ -33,6 +34,12 @@ struct KvShape {
   int64_t head_dim = 0;
   int64_t block_len = 0;  ///< tokens per block: 64, 128 or 256
   KvFormat format = KvFormat::kNative;
+  int32_t context_rank = 0;  ///< see ContextShard
+  int32_t context_size = 1;
+
+  ContextShard context() const {
+    return {static_cast<int32_t>(block_len), context_rank, context_size};
+  }
 };
 
 /// The block pool's memory: [num_blocks] blocks of block_bytes, each [layer][kv_head]{K tile, V

@@ -11,6 +11,7 @@ void bind_config(py::module_& m) {
       .field("device", &EngineConfig::device, "a str")
       .field("num_threads", &EngineConfig::num_threads, "an int")
       .field("tp", &EngineConfig::tp, "an int")
+      .field("cp", &EngineConfig::cp, "an int")
       .field("session_len", &EngineConfig::session_len, "an int of tokens")
       .field("max_batch_size", &EngineConfig::max_batch_size, "an int")
       .field("cache_max_entry_count", &EngineConfig::cache_max_entry_count, "a number")

@@ -25,6 +25,11 @@ struct MatrixView {
     auto* bytes = static_cast<char*>(data) + begin * stride * size_of(dtype);
     return {bytes, dtype, count, cols, stride};
   }
+
+  /// Columns [begin, begin + count).
+  MatrixView cols_from(int64_t begin, int64_t count) const {
+    return {static_cast<char*>(data) + begin * size_of(dtype), dtype, rows, count, stride};
+  }
 };
 
 /// A read-only tensor of a checkpoint, or a slice of one: rows x cols of host memory, row-major.

@@ -24,7 +24,7 @@ namespace {
 
 constexpr std::chrono::milliseconds kCallbackInterval{500};
 
-ModelInfo make_info(const ModelConfig& model, int tp, const Backend& backend,
+ModelInfo make_info(const ModelConfig& model, const EngineConfig& config, const Backend& backend,
                     const RopeMethod& method) {
   ModelInfo info;
   info.architecture = model.architecture;
@@ -38,7 +38,9 @@ ModelInfo make_info(const ModelConfig& model, int tp, const Backend& backend,
   info.native_length = method.profile(1).native_length;
   info.eos_token_ids = model.eos_token_ids;
   info.dtype = name_of(backend.activation_dtype());
-  info.backend = message(tp > 1 ? message("tp ", tp, ", each like ") : "", backend.describe());
+  std::string ranks = config.tp > 1 ? message("tp ", config.tp, ", ") : "";
+  if (config.cp > 1) ranks += message("cp ", config.cp, ", ");
+  info.backend = message(ranks, ranks.empty() ? "" : "each like ", backend.describe());
   info.rope = describe_rope(model.rope, method);
   return info;
 }
@@ -49,6 +51,12 @@ MemoryPlan plan_or_throw(const EngineConfig& config, const ModelConfig& model,
   MemoryPlan plan = plan_with_remedies(config, model, *ranks.back().backend, bytes_per_rank(ranks));
   if (!plan.fits) throw CapacityError(describe_misfit(plan, config));
   return plan;
+}
+
+int64_t least_prefill_tokens(const EngineConfig& config, const ModelConfig& model,
+                             const BackendSizes& backend) {
+  const Shard shard = Shard::largest(model, config.tp, config.cp);
+  return backend.least_prefill_tokens(shard.q_heads.size(), kv_shape(config, model, shard));
 }
 
 uint64_t random_seed() {
@@ -67,7 +75,7 @@ class Engine::Impl {
         config_(config),
         plan_(plan),
         rope_(make_rope_method(model_.rope)),
-        info_(make_info(model_, config.tp, *ranks.front().backend, *rope_)),
+        info_(make_info(model_, config_, *ranks.front().backend, *rope_)),
         loaded_(std::make_unique<Loaded>(*this, std::move(ranks))) {
     metrics_.total_blocks = metrics_.free_blocks = plan_.num_blocks;
     thread_ = std::thread([this] { loop(); });
@@ -141,19 +149,17 @@ class Engine::Impl {
         : ranks(std::move(ranks_)),
           traits(ranks.backend().traits()),
           pool(impl.plan_.num_blocks),
-          scheduler(pool, make_prefix_cache(impl.config_), impl.config_.cache_block_seq_len,
+          scheduler(pool, make_prefix_cache(impl.config_), tokens_per_block(impl.config_),
                     impl.config_.max_batch_size, impl.config_.max_prefill_token_num),
           cost(impl.model_, traits.flops_per_second * (traits.shares_memory ? 1 : impl.config_.tp),
                traits.step_seconds,
-               ranks.backend().least_prefill_tokens(
-                   Shard::largest(impl.model_, impl.config_.tp).q_heads.size(),
-                   kv_shape(impl.config_, impl.model_))),
+               least_prefill_tokens(impl.config_, impl.model_, ranks.backend())),
           runner(impl.model_, ranks, decoder_limits(impl.config_, traits).max_logit_rows,
                  [&impl] { return impl.closing_.load(); }) {}
 
     PrefixCache* make_prefix_cache(const EngineConfig& config) {
       if (!config.enable_prefix_caching) return nullptr;
-      return &prefix_cache.emplace(pool, config.cache_block_seq_len,
+      return &prefix_cache.emplace(pool, tokens_per_block(config),
                                    [this](int32_t from, int32_t to, int64_t tokens) {
                                      ranks.copy_kv_block(from, to, tokens);
                                    });

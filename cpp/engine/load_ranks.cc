@@ -122,14 +122,15 @@ void load_ranks(const ModelConfig& model, const EngineConfig& config, const Memo
     Rank& rank = ranks[static_cast<size_t>(r)];
     try {
       const auto threads = static_cast<int>(share_of(config.num_threads, r, size).size());
-      DecoderWeights weights = load_weights(
-          model, checkpoint, *rank.backend, Shard(model, *rank.communicator), std::max(1, threads),
-          [&](int64_t done, int64_t total) { shared.advance(r, done, total); });
-      rank.cache = {rank.backend->allocate(plan.kv_bytes), kv_shape(config, model), plan.num_blocks,
-                    plan.block_bytes};
-      rank.decoder =
-          std::make_unique<Decoder>(model, *rank.backend, *rank.communicator, std::move(weights),
-                                    decoder_limits(config, rank.backend->traits()));
+      const Shard shard(model, rank.communicator->rank(), config.tp, config.cp);
+      DecoderWeights weights =
+          load_weights(model, checkpoint, *rank.backend, shard, std::max(1, threads),
+                       [&](int64_t done, int64_t total) { shared.advance(r, done, total); });
+      rank.cache = {rank.backend->allocate(plan.kv_bytes), kv_shape(config, model, shard),
+                    plan.num_blocks, plan.block_bytes};
+      rank.decoder = std::make_unique<Decoder>(model, shard, *rank.backend, *rank.communicator,
+                                               std::move(weights),
+                                               decoder_limits(config, rank.backend->traits()));
     } catch (...) {
       shared.fail();
       throw;

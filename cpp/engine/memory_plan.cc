@@ -54,24 +54,30 @@ void require_one(const char* option, std::span<const Enum> has, Enum wanted,
                        ", got \"", name_of(wanted), "\"");
 }
 
-void check_tp(int tp, const ModelConfig& model) {
-  std::string sizes;
-  bool possible = false;
-  for (const int size : possible_tp(model)) {
-    sizes += message(sizes.empty() ? "" : ", ", size);
-    possible = possible || size == tp;
-  }
-  require<InvalidArgument>(possible, "tp: expected one of ", sizes, " for a model of ",
-                           model.num_heads, " query and ", model.num_kv_heads,
-                           " KV heads and intermediate_size ", model.intermediate_size, ", got ",
-                           tp);
+void check_parallel_sizes(int tp, int cp, const ModelConfig& model) {
+  const std::vector<int> tp_sizes = possible_tp(model, cp);
+  if (std::ranges::find(tp_sizes, tp) != tp_sizes.end()) return;
+  const auto one_of = [&](const std::vector<int>& sizes) {
+    std::string list;
+    for (const int size : sizes) list += message(list.empty() ? "" : ", ", size);
+    return "expected one of " + list;
+  };
+  const std::string shape =
+      message(" for a model of ", model.num_heads, " query and ", model.num_kv_heads,
+              " KV heads and intermediate_size ", model.intermediate_size, ", got ");
+  const std::vector<int> cp_sizes = possible_cp(model, tp);
+  require<InvalidArgument>(cp == 1 || cp_sizes.empty(), "cp: ", one_of(cp_sizes), " with tp=", tp,
+                           shape, cp);
+  require<InvalidArgument>(cp == 1 || tp_sizes.empty(), "tp: ", one_of(tp_sizes), " with cp=", cp,
+                           shape, tp);
+  throw InvalidArgument(message("tp: ", one_of(possible_tp(model)), shape, tp));
 }
 
 }  // namespace
 
 EngineConfig resolve_engine_config(const EngineConfig& config, const ModelConfig& model) {
   EngineConfig c = config;
-  check_tp(c.tp, model);
+  check_parallel_sizes(c.tp, c.cp, model);
   require<InvalidArgument>(c.session_len >= 0 && c.session_len <= kMaxSessionLen,
                            "session_len: expected 0 (the model's own) to ", kMaxSessionLen,
                            " tokens, got ", c.session_len);
@@ -109,6 +115,8 @@ void take_device_defaults(EngineConfig& config, const ModelConfig& model,
   const DeviceTraits device = backend.traits();
   require<Unsupported>(!config.deterministic || device.deterministic,
                        "deterministic: expected False on ", backend.describe(), ", got True");
+  require<Unsupported>(config.cp == 1 || device.context_parallel, "cp: expected 1 on ",
+                       backend.describe(), ", got ", config.cp);
   require<Unsupported>(
       model.head_dim % device.head_dim_multiple == 0 && model.head_dim <= device.max_head_dim,
       "head_dim: expected a multiple of ", device.head_dim_multiple, " up to ", device.max_head_dim,
@@ -127,16 +135,21 @@ DecoderLimits decoder_limits(const EngineConfig& c, const DeviceTraits& device) 
   const int64_t prefill = std::min(c.max_prefill_token_num, batch * c.session_len);
   return {.step = {.max_tokens = prefill + batch,
                    .max_seqs = batch,
-                   .max_blocks_per_seq = blocks_for(c.session_len, c.cache_block_seq_len),
+                   .max_blocks_per_seq = blocks_for(c.session_len, tokens_per_block(c)),
                    .block_len = c.cache_block_seq_len,
                    .kv_format = kv_format(c),
                    .prefill_attention = prefill_attention(c)},
           .max_logit_rows = std::max(batch, device.logit_rows)};
 }
 
-KvShape kv_shape(const EngineConfig& c, const ModelConfig& m) {
-  return {m.num_layers, Shard::largest(m, c.tp).kv_heads.size(), m.head_dim, c.cache_block_seq_len,
-          kv_format(c)};
+KvShape kv_shape(const EngineConfig& c, const ModelConfig& m, const Shard& shard) {
+  return {.num_layers = m.num_layers,
+          .num_kv_heads = shard.kv_heads.size(),
+          .head_dim = m.head_dim,
+          .block_len = c.cache_block_seq_len,
+          .format = kv_format(c),
+          .context_rank = shard.context_rank,
+          .context_size = shard.context_size};
 }
 
 MemoryPlan make_memory_plan(const EngineConfig& c, const ModelConfig& m,
@@ -146,12 +159,12 @@ MemoryPlan make_memory_plan(const EngineConfig& c, const ModelConfig& m,
   MemoryPlan plan;
   plan.device_bytes = device_bytes;
   plan.session_len = c.session_len;
-  const Shard shard = Shard::largest(m, c.tp);
+  const Shard shard = Shard::largest(m, c.tp, c.cp);
   plan.weight_bytes = weight_bytes(m, backend, shard);
   plan.activation_bytes = Decoder::activation_bytes(m, backend, shard, limits);
   plan.workspace_bytes = Decoder::plan_bytes(m, backend, shard, limits);
   plan.overhead_bytes = device.overhead_bytes;
-  plan.block_bytes = backend.kv_block_bytes(kv_shape(c, m));
+  plan.block_bytes = backend.kv_block_bytes(kv_shape(c, m, shard));
   const int64_t left = plan.headroom_bytes();                    // no blocks yet
   int64_t most = std::max<int64_t>(left, 0) / plan.block_bytes;  // blocks
   if (c.cache_max_entry_count < 1) {
@@ -164,8 +177,8 @@ MemoryPlan make_memory_plan(const EngineConfig& c, const ModelConfig& m,
   }
   plan.num_blocks = std::min<int64_t>(plan.num_blocks, std::numeric_limits<int32_t>::max());
   plan.kv_bytes = plan.num_blocks * plan.block_bytes;
-  plan.kv_capacity = plan.num_blocks * c.cache_block_seq_len;
-  plan.max_session_len = most * c.cache_block_seq_len;
+  plan.kv_capacity = plan.num_blocks * tokens_per_block(c);
+  plan.max_session_len = most * tokens_per_block(c);
   plan.session_kv_bytes = limits.step.max_blocks_per_seq * plan.block_bytes;
   plan.fits = plan.num_blocks <= most && plan.kv_capacity >= c.session_len;
   return plan;

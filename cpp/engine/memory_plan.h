@@ -19,8 +19,13 @@ void take_device_defaults(EngineConfig& config, const ModelConfig& model,
 /// The limits a resolved config sets to a forward pass.
 DecoderLimits decoder_limits(const EngineConfig& config, const DeviceTraits& device);
 
-/// What one token block of this model looks like in the cache, on one rank.
-KvShape kv_shape(const EngineConfig& config, const ModelConfig& model);
+/// What one token block of this model looks like in the cache of a rank.
+KvShape kv_shape(const EngineConfig& config, const ModelConfig& model, const Shard& shard);
+
+/// Tokens of a sequence that a block holds, on all ranks that share the context together.
+constexpr int64_t tokens_per_block(const EngineConfig& config) {
+  return int64_t{config.cache_block_seq_len} * config.cp;
+}
 
 /// The plan for device_bytes of free memory; config: resolved.
 MemoryPlan make_memory_plan(const EngineConfig& config, const ModelConfig& model,

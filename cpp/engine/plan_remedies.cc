@@ -35,7 +35,7 @@ std::optional<PlanRemedy> first_that_fits(Trial trial, const ModelConfig& model,
     return PlanRemedy{t.changes, plan.total_bytes(), plan.max_session_len};
   };
   if (auto found = remedy(trial)) return found;
-  const int64_t blocks = blocks_for(trial.config.session_len, trial.config.cache_block_seq_len);
+  const int64_t blocks = blocks_for(trial.config.session_len, tokens_per_block(trial.config));
   trial.config.cache_max_entry_count = static_cast<double>(blocks);
   trial.set("cache_max_entry_count", blocks);
   if (auto found = remedy(trial)) return found;
@@ -44,6 +44,25 @@ std::optional<PlanRemedy> first_that_fits(Trial trial, const ModelConfig& model,
     smaller.config.max_prefill_token_num = chunk;
     smaller.set("max_prefill_token_num", chunk);
     if (auto found = remedy(smaller)) return found;
+  }
+  return std::nullopt;
+}
+
+/// More ranks: the fewest that fit, and of their context shards the fewest.
+std::optional<PlanRemedy> fewest_ranks_that_fit(const EngineConfig& config,
+                                                const ModelConfig& model,
+                                                const BackendSizes& backend, int64_t device_bytes) {
+  const DeviceTraits device = backend.traits();
+  if (device.shares_memory) return std::nullopt;  // which would gain nothing
+  for (int tp = config.tp; tp <= kMaxTp; ++tp) {
+    for (const int cp : possible_cp(model, tp)) {
+      if (cp < config.cp || (cp > 1 && !device.context_parallel)) continue;
+      Trial ranks{config, ""};
+      if (tp != config.tp) ranks.set("tp", ranks.config.tp = tp);
+      if (cp != config.cp) ranks.set("cp", ranks.config.cp = cp);
+      const MemoryPlan plan = make_memory_plan(ranks.config, model, backend, device_bytes);
+      if (plan.fits) return PlanRemedy{ranks.changes, plan.total_bytes(), plan.max_session_len};
+    }
   }
   return std::nullopt;
 }
@@ -72,18 +91,8 @@ MemoryPlan plan_with_remedies(const EngineConfig& config, const ModelConfig& mod
     other.set("kv_cache_dtype", name_of(format));
     add(std::move(other));
   }
-  // Ranks that take from the same memory would gain nothing.
-  const std::vector<int> sizes =
-      backend.traits().shares_memory ? std::vector<int>() : possible_tp(model);
-  for (const int tp : sizes) {
-    if (tp <= config.tp) continue;
-    Trial ranks{config, ""};
-    ranks.config.tp = tp;
-    ranks.set("tp", tp);
-    const MemoryPlan split = make_memory_plan(ranks.config, model, backend, device_bytes);
-    if (!split.fits) continue;
-    plan.remedies.push_back({ranks.changes, split.total_bytes(), split.max_session_len});
-    break;
+  if (auto ranks = fewest_ranks_that_fit(config, model, backend, device_bytes)) {
+    plan.remedies.push_back(std::move(*ranks));
   }
   return plan;
 }

@@ -32,6 +32,12 @@ bool agree(Communicator& communicator, bool answer) {
   return message.at(0) != std::byte{0};
 }
 
+/// Copies what the rank has of the first `tokens` tokens of a block.
+void copy_block(Rank& rank, int32_t from, int32_t to, int64_t tokens) {
+  const int64_t mine = rank.cache.shape.context().keys(tokens);
+  if (mine > 0) rank.backend->copy_kv_block(rank.cache, from, to, mine);
+}
+
 void execute(Rank& rank, const RankCommand& command) {
   switch (command.kind) {
     case RankCommand::Kind::kForward:
@@ -47,7 +53,7 @@ void execute(Rank& rank, const RankCommand& command) {
       break;
     }
     case RankCommand::Kind::kCopyBlock:
-      rank.backend->copy_kv_block(rank.cache, command.from, command.to, command.tokens);
+      copy_block(rank, command.from, command.to, command.tokens);
       break;
     case RankCommand::Kind::kStop:
       break;
@@ -143,7 +149,7 @@ void RankGroup::negative_log_likelihood(std::span<const int64_t> rows,
 void RankGroup::copy_kv_block(int32_t from, int32_t to, int64_t tokens) {
   const RankCommand command = {
       .kind = RankCommand::Kind::kCopyBlock, .from = from, .to = to, .tokens = tokens};
-  lead(command, [&](Rank& rank) { rank.backend->copy_kv_block(rank.cache, from, to, tokens); });
+  lead(command, [&](Rank& rank) { copy_block(rank, from, to, tokens); });
 }
 
 }  // namespace longspan

@@ -37,7 +37,7 @@ class RankGroup {
   MatrixView logits(std::span<const int64_t> rows);
   void negative_log_likelihood(std::span<const int64_t> rows, std::span<const int32_t> targets,
                                std::span<double> nll);
-  /// See Backend.
+  /// See Backend; tokens of all ranks that share the context.
   void copy_kv_block(int32_t from, int32_t to, int64_t tokens);
 
  private:

@@ -17,6 +17,10 @@ void for_each_matrix(const ActivationShape& s, const BackendSizes& backend, cons
   visit(&Activations::qkv, s.tokens, s.qkv, out);
   visit(&Activations::q, s.tokens, s.q, act);
   visit(&Activations::attention, s.tokens, s.q, act);
+  if (s.shared_heads > 0) {
+    visit(&Activations::log_sum_exp, s.tokens, s.shared_heads, acc);
+    visit(&Activations::log_sum_exps, s.tokens, s.ranks * s.shared_heads, acc);
+  }
   visit(&Activations::gate_up, s.tokens, 2 * s.inner, out);
   visit(&Activations::inner, s.tokens, s.inner, act);
   visit(&Activations::head_input, s.tokens, s.hidden, act);
@@ -41,7 +45,9 @@ ActivationShape::ActivationShape(const ModelConfig& c, const Shard& shard, int64
       qkv((shard.q_heads.size() + 2 * shard.kv_heads.size()) * c.head_dim),
       inner(shard.inner.size()),
       vocab(c.vocab_size),
-      tokens_of_head(shard.tokens.size()) {}
+      tokens_of_head(shard.tokens.size()),
+      shared_heads(shard.context_size > 1 ? shard.q_heads.size() : 0),
+      ranks(shard.tp_size) {}
 
 Activations::Activations(const ActivationShape& shape, Backend& backend) {
   for_each_matrix(shape, backend, [&](auto member, int64_t rows, int64_t cols, DType dtype) {

@@ -17,10 +17,10 @@ ActivationShape activation_shape(const ModelConfig& config, const Shard& shard,
 
 }  // namespace
 
-Decoder::Decoder(const ModelConfig& config, Backend& backend, Communicator& communicator,
-                 DecoderWeights weights, const DecoderLimits& limits)
+Decoder::Decoder(const ModelConfig& config, const Shard& shard, Backend& backend,
+                 Communicator& communicator, DecoderWeights weights, const DecoderLimits& limits)
     : config_(config),
-      shard_(config, communicator),
+      shard_(shard),
       backend_(backend),
       communicator_(communicator),
       weights_(std::move(weights)),
@@ -53,7 +53,7 @@ bool Decoder::forward(const StepInput& input, const KvCache& cache, bool cache_o
     const QkNorm norm{layer.q_norm, layer.k_norm, eps};
     backend_.rotate_append(*plan_, i, qkv, config_.qk_norm ? &norm : nullptr, cache, q);
     if (cache_only && i + 1 == config_.num_layers) return after_layer(i + 1);
-    backend_.attention(*plan_, i, q, cache, attention);
+    attend(i, q, cache, attention);
     layer.o->forward(backend_, communicator_, attention, delta);
     backend_.rms_norm(&delta, residual, layer.post_attention_norm, eps, normed);
     layer.gate_up->forward_silu_mul(backend_, normed, gate_up, inner);
@@ -64,6 +64,24 @@ bool Decoder::forward(const StepInput& input, const KvCache& cache, bool cache_o
   }
   backend_.rms_norm(pending, residual, weights_.final_norm, eps, normed);
   return true;
+}
+
+void Decoder::attend(int64_t layer, const MatrixView& q, const KvCache& cache,
+                     const MatrixView& out) {
+  if (shard_.context_size == 1) {
+    backend_.attention(*plan_, layer, q, cache, out, nullptr);
+    return;
+  }
+  // Of softmax over all keys, sum exp(s) v / sum exp(s), each rank has its keys' part of both sums;
+  // the row-parallel linear that follows adds up what each makes of the first.
+  const MatrixView mine = activations_.log_sum_exp.rows_from(0, q.rows);
+  const MatrixView all = activations_.log_sum_exps.rows_from(0, q.rows);
+  backend_.attention(*plan_, layer, q, cache, out, &mine);
+  communicator_.all_gather(mine, all);
+  const int64_t heads = shard_.q_heads.size();
+  const int first = shard_.tp_rank - shard_.context_rank;  // of those with the same heads
+  backend_.weigh_partial_attention(all.cols_from(first * heads, shard_.context_size * heads),
+                                   shard_.context_rank, heads, out);
 }
 
 MatrixView Decoder::gather_head_input(std::span<const int64_t> rows) {

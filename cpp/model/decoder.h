@@ -26,8 +26,9 @@ using LayerCallback = std::function<bool(int64_t layers_done)>;
 /// and each has the whole result. Not thread-safe.
 class Decoder {
  public:
-  Decoder(const ModelConfig& config, Backend& backend, Communicator& communicator,
-          DecoderWeights weights, const DecoderLimits& limits);
+  /// shard: this rank's, whose weights these are.
+  Decoder(const ModelConfig& config, const Shard& shard, Backend& backend,
+          Communicator& communicator, DecoderWeights weights, const DecoderLimits& limits);
 
   /// Runs the step, filling the cache. False when the callback abandoned it.
   /// cache_only: nobody will ask for a row of this step (a prompt's chunks but the last), so that
@@ -51,6 +52,8 @@ class Decoder {
                             const Shard& shard, const DecoderLimits& limits);
 
  private:
+  /// Attention over all keys of the context, as far as this rank's add to it.
+  void attend(int64_t layer, const MatrixView& q, const KvCache& cache, const MatrixView& out);
   MatrixView gather_head_input(std::span<const int64_t> rows);
   int32_t first_token() const { return static_cast<int32_t>(shard_.tokens.begin); }
 

@@ -20,23 +20,40 @@ Share kv_share(int64_t kv_heads, int rank, int size) {
   return {head, head + 1};
 }
 
+/// Whether a group of tp ranks with cp context shards can run the model.
+bool can_split(const ModelConfig& c, int tp, int cp) {
+  if (tp < 1 || tp > kMaxTp || cp < 1 || tp % cp != 0) return false;
+  const int heads = tp / cp;  // groups of ranks with the same ones
+  const bool kv_split = c.num_kv_heads % heads == 0 || heads % c.num_kv_heads == 0;
+  return c.num_heads % heads == 0 && kv_split && c.intermediate_size % tp == 0 &&
+         c.vocab_size >= tp;
+}
+
 }  // namespace
 
-Shard::Shard(const ModelConfig& c, int tp_rank, int tp_size)
-    : q_heads(share_of(c.num_heads, tp_rank, tp_size)),
-      kv_heads(kv_share(c.num_kv_heads, tp_rank, tp_size)),
-      inner(share_of(c.intermediate_size, tp_rank, tp_size)),
-      tokens(share_of(c.vocab_size, tp_rank, tp_size)),
-      first(tp_rank == 0) {}
+Shard::Shard(const ModelConfig& c, int rank, int size, int cp_size)
+    : q_heads(share_of(c.num_heads, rank / cp_size, size / cp_size)),
+      kv_heads(kv_share(c.num_kv_heads, rank / cp_size, size / cp_size)),
+      inner(share_of(c.intermediate_size, rank, size)),
+      tokens(share_of(c.vocab_size, rank, size)),
+      first(rank == 0),
+      tp_rank(rank),
+      tp_size(size),
+      context_rank(rank % cp_size),
+      context_size(cp_size) {}
 
-std::vector<int> possible_tp(const ModelConfig& c) {
+std::vector<int> possible_tp(const ModelConfig& c, int cp_size) {
   std::vector<int> sizes;
-  for (int size = 1; size <= kMaxTp; ++size) {
-    const bool kv_split = c.num_kv_heads % size == 0 || size % c.num_kv_heads == 0;
-    if (c.num_heads % size == 0 && kv_split && c.intermediate_size % size == 0 &&
-        c.vocab_size >= size) {
-      sizes.push_back(size);
-    }
+  for (int tp = 1; tp <= kMaxTp; ++tp) {
+    if (can_split(c, tp, cp_size)) sizes.push_back(tp);
+  }
+  return sizes;
+}
+
+std::vector<int> possible_cp(const ModelConfig& c, int tp_size) {
+  std::vector<int> sizes;
+  for (int cp = 1; cp <= tp_size; ++cp) {
+    if (can_split(c, tp_size, cp)) sizes.push_back(cp);
   }
   return sizes;
 }

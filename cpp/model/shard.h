@@ -6,27 +6,33 @@
 
 namespace longspan {
 
-/// What one of tp_size ranks has of a model. Query and KV heads are split; where there are more
-/// ranks than KV heads, several have the same one.
+/// What one of tp_size ranks has of a model. cp_size ranks next to each other, which divide
+/// tp_size, have the same heads and share the keys of every sequence. Query and KV heads are split
+/// over the groups of them; where there are more groups than KV heads, several have the same one.
 struct Shard {
   Share q_heads;
   Share kv_heads;
   Share inner;   ///< of intermediate_size
   Share tokens;  ///< of the vocabulary: rows of the embedding and of the head
   bool first = true;
+  int tp_rank = 0;
+  int tp_size = 1;
+  int context_rank = 0;  ///< among those with the same heads
+  int context_size = 1;
 
-  Shard(const ModelConfig& config, int tp_rank, int tp_size);
-  Shard(const ModelConfig& config, const Communicator& communicator)
-      : Shard(config, communicator.rank(), communicator.size()) {}
+  Shard(const ModelConfig& config, int tp_rank, int tp_size, int cp_size = 1);
   /// The rank that has the most.
-  static Shard largest(const ModelConfig& config, int tp_size) {
-    return {config, tp_size - 1, tp_size};
+  static Shard largest(const ModelConfig& config, int tp_size, int cp_size = 1) {
+    return {config, tp_size - 1, tp_size, cp_size};
   }
 };
 
-/// The sizes of a tensor-parallel group that can run the model, ascending, up to kMaxTp.
+/// The sizes of a group that can run the model with cp_size context shards, ascending, up to
+/// kMaxTp.
 inline constexpr int kMaxTp = 64;
-std::vector<int> possible_tp(const ModelConfig& config);
+std::vector<int> possible_tp(const ModelConfig& config, int cp_size = 1);
+/// The numbers of context shards with which a group of tp_size ranks can run the model, ascending.
+std::vector<int> possible_cp(const ModelConfig& config, int tp_size);
 
 /// Rows [begin, end) of the stacked parts; a bias is cut alike.
 LinearTensors slice_rows(const LinearTensors& tensors, Share rows);

@@ -45,6 +45,7 @@ class EngineConfig:
     device: str
     num_threads: int
     tp: int
+    cp: int
     session_len: int
     max_batch_size: int
     cache_max_entry_count: float

@@ -124,10 +124,12 @@ class EngineConfig(_Options):
         divide the model's heads is refused with those that do. Under torchrun, mpirun or srun
         with tp processes these are the ranks: rank 0's pipeline() returns, the others' serve it
         until it is closed and then end their process.
+    cp: context-parallel ranks among the tp, which it divides: so many share the KV cache of every
+        sequence, which so may be as many times longer; heads are split over tp / cp. On a CPU only.
     session_len: longest prompt + output in tokens; None: the model's own length. May exceed it.
     max_batch_size: sequences running at once; None: 8.
     cache_max_entry_count: KV cache as a fraction of free memory, or a number of blocks.
-    cache_block_seq_len: tokens per KV block: 64, 128 or 256.
+    cache_block_seq_len: tokens per KV block, on each cp rank: 64, 128 or 256.
     kv_cache_dtype: what keys and values are held in: "auto" (the dtype), "int8", "fp8" (e4m3),
         "int8_fp8" (int8 keys, fp8 values), "int8_int4" or "int4".
     quant_policy: LMDeploy's name for the same: 8 is "int8", 4 is "int4", 0 leaves it to
@@ -181,6 +183,7 @@ class EngineConfig(_Options):
     _checks: ClassVar[dict[str, Check]] = {
         "dtype": _str,
         "tp": _int(1, 2**31 - 1),
+        "cp": _int(1, 2**31 - 1),
         "session_len": _optional(_int(1)),
         "max_batch_size": _optional(_int(1, 2**31 - 1)),
         "cache_max_entry_count": _cache_entries,

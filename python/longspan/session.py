@@ -125,7 +125,7 @@ class Session:
         engine = self._pipeline.engine.config
         self.recomputed = max(len(earlier) - response.cached_tokens, 0)
         self.recomputed_why = None
-        if self.response is None or self.recomputed <= engine.cache_block_seq_len:
+        if self.response is None or self.recomputed <= engine.cache_block_seq_len * engine.cp:
             return
         if not engine.enable_prefix_caching:
             self.recomputed_why = "enable_prefix_caching is off"

@@ -66,6 +66,7 @@ BAD = [
     (EngineConfig, "prefill_attention", 8, "a string, got 8"),
     (EngineConfig, "enable_prefix_caching", None, "True or False, got None"),
     (EngineConfig, "tp", 0, "an integer"),
+    (EngineConfig, "cp", 0, "an integer"),
     (EngineConfig, "deterministic", 1, "True or False, got 1"),
     (EngineConfig, "num_threads", 0, "an integer"),
     (EngineConfig, "dtype", None, "a string, got None"),
@@ -134,6 +135,7 @@ def test_engine_options_reach_the_engine() -> None:
     native = EngineConfig(
         dtype="float32",
         tp=2,
+        cp=2,
         session_len=np.int64(1_000_000),
         max_batch_size=1,
         cache_max_entry_count=0.7,
@@ -149,7 +151,7 @@ def test_engine_options_reach_the_engine() -> None:
         prefill_attention="int8",
     ).native()
     assert native.dtype == "float32"
-    assert native.tp == 2
+    assert (native.tp, native.cp) == (2, 2)
     assert native.session_len == 1_000_000
     assert native.max_batch_size == 1
     assert native.cache_max_entry_count == 0.7

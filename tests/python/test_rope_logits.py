@@ -53,9 +53,18 @@ def hf_logits(path: str | Path, ids: list[int], **options: Any) -> npt.NDArray[n
         return model(torch.tensor([ids])).logits[0].numpy()
 
 
-def engine_logits(path: str | Path, ids: list[int], **overrides: Any) -> npt.NDArray[np.float32]:
+def engine_logits(
+    path: str | Path, ids: list[int], tp: int = 1, **overrides: Any
+) -> npt.NDArray[np.float32]:
+    """With tp > 1 its ranks share the context."""
     config = EngineConfig(
-        dtype="float32", session_len=320, max_batch_size=1, hf_overrides=json.dumps(overrides)
+        dtype="float32",
+        device="auto" if tp == 1 else "cpu",
+        session_len=320,
+        max_batch_size=1,
+        tp=tp,
+        cp=tp,
+        hf_overrides=json.dumps(overrides),
     )
     with Engine.load(str(path), config) as engine:
         return engine.logits(ids, list(range(len(ids)))).wait().logits
@@ -78,6 +87,8 @@ def test_methods(name: str) -> None:
         )
     plain = engine_logits(tiny(), IDS)
     assert np.abs(plain - expected).max() > 0.1  # the method makes a difference
+    shared = engine_logits(path, IDS, tp=2)
+    np.testing.assert_allclose(shared, expected, rtol=0, atol=TOLERANCE)
 
 
 def as_llama(model: Phi3ForCausalLM, config: dict[str, Any]) -> Path:
@@ -139,6 +150,8 @@ def test_partial_rotation(kind: str, part: float) -> None:
         np.testing.assert_allclose(
             engine_logits(path, IDS[:length]), expected, rtol=0, atol=TOLERANCE
         )
+    shared = engine_logits(path, IDS, tp=2)
+    np.testing.assert_allclose(shared, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_adaptive_yarn_costs_short_prompts_nothing() -> None:
@@ -194,6 +207,8 @@ def test_log_n_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = engine_logits(path, IDS)
     np.testing.assert_array_equal(got[:NATIVE], plain[:NATIVE])
     assert np.abs(got - plain).max() > 0.01
+    shared = engine_logits(path, IDS, tp=2, use_logn_attn=True)
+    np.testing.assert_allclose(shared, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_the_resolved_rope_is_told_and_returned() -> None:

@@ -1,5 +1,6 @@
 """Ranks that share a model out, against HF transformers in float32 on tiny random models of every
-family: KV heads split, one to a rank or one to several, vocabularies that no size divides."""
+family: KV heads split, one to a rank or one to several, vocabularies that no size divides; and
+ranks that share the keys of every sequence (cp)."""
 
 from __future__ import annotations
 
@@ -23,26 +24,35 @@ from test_families import HEADS, MISTRAL, QWEN2, QWEN3, TOLERANCE, logits_of, re
 
 LLAMA = "Llama"
 SPLIT = {"num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 96}
-CASES: list[tuple[str, dict[str, Any], list[int]]] = [
-    (LLAMA, SPLIT | {"vocab_size": 331, "mlp_bias": True, "attention_bias": True}, [2, 4]),
-    (LLAMA, HEADS["gqa-9-3"] | {"intermediate_size": 96}, [3]),
-    (MISTRAL, SPLIT | {"sliding_window": None, "tie_word_embeddings": True}, [2, 4]),
-    (QWEN2, SPLIT | {"vocab_size": 333}, [2, 4]),
-    (QWEN2, HEADS["mqa"] | {"intermediate_size": 96, "vocab_size": 257}, [2, 4, 8]),
-    (QWEN3, SPLIT | {"head_dim": 20, "num_key_value_heads": 2}, [2, 4]),
+#: Of tp, and of tp x cp.
+CASES: list[tuple[str, dict[str, Any], list[tuple[int, int]]]] = [
+    (
+        LLAMA,
+        SPLIT | {"vocab_size": 331, "mlp_bias": True, "attention_bias": True},
+        [(2, 1), (4, 1), (4, 2)],
+    ),
+    (LLAMA, HEADS["gqa-9-3"] | {"intermediate_size": 96}, [(3, 1), (2, 2)]),
+    (MISTRAL, SPLIT | {"sliding_window": None, "tie_word_embeddings": True}, [(2, 1), (4, 1)]),
+    (QWEN2, SPLIT | {"vocab_size": 333}, [(2, 1), (4, 1)]),
+    (
+        QWEN2,
+        HEADS["mqa"] | {"intermediate_size": 96, "vocab_size": 257},
+        [(2, 1), (4, 1), (8, 1), (8, 4)],
+    ),
+    (QWEN3, SPLIT | {"head_dim": 20, "num_key_value_heads": 2}, [(2, 1), (4, 1), (2, 2)]),
 ]
 
 
 @pytest.mark.parametrize(("family", "sizes", "ranks"), CASES)
 def test_logits_are_those_of_transformers(
-    family: str, sizes: dict[str, Any], ranks: list[int]
+    family: str, sizes: dict[str, Any], ranks: list[tuple[int, int]]
 ) -> None:
     hf, path = oracle.tiny(family, **sizes)
     ids = oracle.random_ids(150, hf.config.vocab_size)
     expected, _ = hf.run(ids)
-    for tp in ranks:
-        logits = logits_of(path, ids, tp=tp, device="cpu", num_threads=2)
-        assert np.abs(logits - expected).max() < TOLERANCE, f"tp {tp}"
+    for tp, cp in ranks:
+        logits = logits_of(path, ids, tp=tp, cp=cp, device="cpu", num_threads=2)
+        assert np.abs(logits - expected).max() < TOLERANCE, f"tp {tp}, cp {cp}"
 
 
 @pytest.mark.parametrize("tp", [2, 4])
@@ -60,14 +70,16 @@ def test_pipeline_answers_and_scores_alike(tmp_path: Path) -> None:
     generation = GenerationConfig(max_new_tokens=20, ignore_eos=True, logprobs=3)
     prompts = [list(range(5, 5 + n)) for n in (3, 70, 130)]
 
-    def run(tp: int) -> tuple[Any, Any]:
-        config = EngineConfig(tp=tp, device="cpu", dtype="float32", session_len=512, num_threads=2)
+    def run(tp: int, cp: int) -> tuple[Any, Any]:
+        config = EngineConfig(
+            tp=tp, cp=cp, device="cpu", dtype="float32", session_len=512, num_threads=2
+        )
         with pipeline(tmp_path, config) as pipe:
             return pipe.infer(prompts, generation), pipe.get_ppl(prompts[1:])
 
-    expected, expected_ppl = run(1)
-    for tp in (2, 4):
-        responses, ppl = run(tp)
+    expected, expected_ppl = run(1, 1)
+    for tp, cp in ((2, 1), (4, 1), (4, 2)):
+        responses, ppl = run(tp, cp)
         assert [r.token_ids for r in responses] == [r.token_ids for r in expected]
         for one, other in zip(ppl, expected_ppl, strict=True):
             assert math.isclose(one, other, rel_tol=1e-5)
@@ -83,14 +95,17 @@ def test_a_size_that_does_not_divide_the_model_is_refused_with_those_that_do(
             plan_memory(str(tmp_path), config.native())
         with pytest.raises(InvalidArgument, match=r"^tp: expected one of 1, 3 "):
             pipeline(tmp_path, config)
+    config = EngineConfig(tp=6, cp=3, device="cpu")
+    with pytest.raises(InvalidArgument, match=r"^cp: expected one of 2, 6 with tp=6 .* got 3$"):
+        pipeline(tmp_path, config)
 
 
 #: What it says begins with "> ", as nothing does that an editable install says while it builds.
 SCRIPT = """
 import json, sys
 from longspan import EngineConfig, GenerationConfig, ParallelError, pipeline
-config = EngineConfig(tp={tp}, device="cpu", dtype="float32", session_len=512, num_threads=1,
-                      enable_prefix_caching=True)
+config = EngineConfig(tp={tp}, cp={cp}, device="cpu", dtype="float32", session_len=512,
+                      num_threads=1, enable_prefix_caching=True)
 pipe = pipeline(sys.argv[1], config, log_level="ERROR")
 generation = GenerationConfig(max_new_tokens=20, ignore_eos=True)
 prompts = [list(range(5, 5 + n)) for n in (3, 70, 130)]
@@ -115,7 +130,9 @@ LAUNCHERS = {
 }
 
 
-def launch(launcher: str, tp: int, *arguments: str, size: int | None = None) -> list[Any]:
+def launch(
+    launcher: str, tp: int, *arguments: str, cp: int = 1, size: int | None = None
+) -> list[Any]:
     """The processes that a launcher would start, in order of rank."""
     size = size or tp
     known = {name for names in LAUNCHERS.values() for name in names}
@@ -129,7 +146,7 @@ def launch(launcher: str, tp: int, *arguments: str, size: int | None = None) -> 
         environment |= {"MASTER_ADDR": "127.0.0.1", "LONGSPAN_PORT": str(port)}
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-c", SCRIPT.format(tp=tp), *arguments],
+                [sys.executable, "-c", SCRIPT.format(tp=tp, cp=cp), *arguments],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -150,15 +167,19 @@ def split_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("launcher", "tp"), [("torchrun", 2), ("mpirun", 4), ("srun", 2)])
-def test_processes_of_a_launcher_are_the_ranks(launcher: str, tp: int, split_model: Path) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "tp", "cp"), [("torchrun", 2, 1), ("mpirun", 4, 2), ("srun", 2, 2)]
+)
+def test_processes_of_a_launcher_are_the_ranks(
+    launcher: str, tp: int, cp: int, split_model: Path
+) -> None:
     config = EngineConfig(device="cpu", dtype="float32", session_len=512)
     prompts = [list(range(5, 5 + n)) for n in (3, 70, 130)]
     with pipeline(split_model, config) as pipe:
         generation = GenerationConfig(max_new_tokens=20, ignore_eos=True)
         expected = [r.token_ids for r in pipe.infer(prompts, generation)]
         expected_ppl = pipe.get_ppl(prompts[1:])
-    processes = launch(launcher, tp, str(split_model))
+    processes = launch(launcher, tp, str(split_model), cp=cp)
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0] * tp, outputs
     tokens, ppl = json.loads(said(outputs[0][0])[0])

@@ -6,12 +6,16 @@
 namespace longspan::cpu {
 
 void attention(const Kernels& kernels, ThreadPool& pool, const CpuStepPlan& plan, int64_t layer,
-               const MatrixView& q, const KvCache& cache, const MatrixView& out) {
+               const MatrixView& q, const KvCache& cache, const MatrixView& out,
+               const MatrixView* log_sum_exp) {
   const AttentionShape& shape = plan.shape();
   const KvTiles tiles(cache.shape, q.dtype);
   const int64_t group = shape.num_heads / shape.num_kv_heads;
   const auto head_row = [&](const MatrixView& m, int64_t token, int64_t kv_head) {
     return m.rows_from(token, 1).row<char>(0) + kv_head * group * shape.head_dim * size_of(m.dtype);
+  };
+  const auto sums_of = [&](int64_t token, int64_t kv_head) {
+    return log_sum_exp == nullptr ? nullptr : log_sum_exp->row<float>(token) + kv_head * group;
   };
 
   const auto units = plan.attention_units();
@@ -24,6 +28,7 @@ void attention(const Kernels& kernels, ThreadPool& pool, const CpuStepPlan& plan
     task.head_dim = shape.head_dim;
     task.num_tokens = unit.count;
     task.first_position = sequence.first_position + unit.first;
+    task.context = plan.context();
     task.first_span = unit.first_span;
     task.end_span = unit.end_span;
     task.scale_log2 = sequence.scale_log2;
@@ -36,6 +41,8 @@ void attention(const Kernels& kernels, ThreadPool& pool, const CpuStepPlan& plan
     task.q_stride = q.stride;
     task.out = head_row(out, token, unit.kv_head);
     task.out_stride = out.stride;
+    task.log_sum_exp = sums_of(token, unit.kv_head);
+    task.log_sum_exp_stride = log_sum_exp == nullptr ? 0 : log_sum_exp->stride;
     task.partial = unit.partial < 0 ? nullptr : plan.partial(unit.partial);
     task.scratch = plan.scratch(thread);
     kernels.attend(task);
@@ -50,7 +57,9 @@ void attention(const Kernels& kernels, ThreadPool& pool, const CpuStepPlan& plan
     task.head_dim = shape.head_dim;
     task.num_spans = unit.num_spans;
     task.partials = plan.partial(unit.first_partial);
-    task.out = head_row(out, plan.sequence(unit.seq).first_token, unit.kv_head);
+    const int64_t token = plan.sequence(unit.seq).first_token;
+    task.out = head_row(out, token, unit.kv_head);
+    task.log_sum_exp = sums_of(token, unit.kv_head);
     task.scratch = plan.scratch(thread);
     kernels.merge_spans(task);
   };

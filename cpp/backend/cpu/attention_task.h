@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "backend/context_shard.h"
 #include "backend/cpu/kv_tiles.h"
 
 namespace longspan::cpu {
@@ -39,6 +40,7 @@ struct AttentionTask {
   int64_t head_dim = 0;
   int64_t num_tokens = 0;
   int64_t first_position = 0;
+  ContextShard context;  ///< the keys that are here: spans and tiles are of these
   int64_t first_span = 0;
   int64_t end_span = 0;
   float scale_log2 = 0;  ///< attention_factor^2 / sqrt(head_dim) * log2(e)
@@ -53,10 +55,14 @@ struct AttentionTask {
   int64_t q_stride = 0;
   void* out = nullptr;  ///< act, as q; unless partial is set
   int64_t out_stride = 0;
+  float* log_sum_exp = nullptr;  ///< [num_tokens][group], natural log; null, or as out
+  int64_t log_sum_exp_stride = 0;
   float* partial = nullptr;  ///< of one span: O [group][output_cols], then m [group], l [group]
   char* scratch = nullptr;   ///< attention_scratch_bytes
 
   int64_t rows() const { return num_tokens * group; }
+  /// Keys that the row sees.
+  int64_t visible(int64_t row) const { return context.keys(first_position + row / group + 1); }
 };
 
 /// The partial results of one token under one KV head, span after span, to be merged.
@@ -66,6 +72,7 @@ struct MergeTask {
   int64_t num_spans = 0;
   const float* partials = nullptr;  ///< [num_spans][partial_floats]
   void* out = nullptr;              ///< act [group * head_dim]
+  float* log_sum_exp = nullptr;     ///< [group] or null
   char* scratch = nullptr;          ///< attention_scratch_bytes
 };
 

@@ -39,7 +39,8 @@ DeviceTraits CpuBackend::traits() const {
           .flops_per_second = 5e10,
           .step_seconds = 1.0,
           .shares_memory = true,
-          .deterministic = true};
+          .deterministic = true,
+          .context_parallel = true};
 }
 
 int64_t CpuBackend::least_prefill_tokens(int64_t, const KvShape&) const {
@@ -79,8 +80,8 @@ std::unique_ptr<StepPlan> CpuBackend::make_step_plan(const StepLimits& limits,
                                                      const AttentionShape& shape) {
   return std::make_unique<CpuStepPlan>(limits, shape, pool_.size());
 }
-void CpuBackend::plan_step(StepPlan& plan, const StepInput& input, const KvCache&) {
-  static_cast<CpuStepPlan&>(plan).plan(input, pool_);
+void CpuBackend::plan_step(StepPlan& plan, const StepInput& input, const KvCache& cache) {
+  static_cast<CpuStepPlan&>(plan).plan(input, cache.shape.context(), pool_);
 }
 void CpuBackend::embedding(const StepPlan& plan, const PackedLinear& table, int32_t first_token,
                            const MatrixView& out) {
@@ -98,8 +99,13 @@ void CpuBackend::rotate_append(const StepPlan& plan, int64_t layer, const Matrix
   cpu::rotate_append(kernels_, pool_, planned(plan), layer, qkv, norm, cache, q_out);
 }
 void CpuBackend::attention(const StepPlan& plan, int64_t layer, const MatrixView& q,
-                           const KvCache& cache, const MatrixView& out) {
-  cpu::attention(kernels_, pool_, planned(plan), layer, q, cache, out);
+                           const KvCache& cache, const MatrixView& out,
+                           const MatrixView* log_sum_exp) {
+  cpu::attention(kernels_, pool_, planned(plan), layer, q, cache, out, log_sum_exp);
+}
+void CpuBackend::weigh_partial_attention(const MatrixView& log_sum_exps, int64_t own,
+                                         int64_t num_heads, const MatrixView& attention) {
+  cpu::weigh_partial_attention(pool_, log_sum_exps, own, num_heads, attention);
 }
 void CpuBackend::silu_mul(const MatrixView& gate_up, const MatrixView& out) {
   cpu::silu_mul(kernels_, pool_, gate_up, out);

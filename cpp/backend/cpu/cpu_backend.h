@@ -51,7 +51,9 @@ class CpuBackend final : public Backend {
   void rotate_append(const StepPlan& plan, int64_t layer, const MatrixView& qkv, const QkNorm* norm,
                      const KvCache& cache, const MatrixView& q_out) override;
   void attention(const StepPlan& plan, int64_t layer, const MatrixView& q, const KvCache& cache,
-                 const MatrixView& out) override;
+                 const MatrixView& out, const MatrixView* log_sum_exp) override;
+  void weigh_partial_attention(const MatrixView& log_sum_exps, int64_t own, int64_t num_heads,
+                               const MatrixView& attention) override;
   void silu_mul(const MatrixView& gate_up, const MatrixView& out) override;
   void end_layer(const StepPlan&) override {}  // ops are done when they return
   void gather_rows(const MatrixView& in, std::span<const int64_t> rows,

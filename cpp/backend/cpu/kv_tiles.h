@@ -77,7 +77,7 @@ class KvTiles {
   const KvTile& v() const { return v_; }
   int64_t block_bytes() const { return block_bytes_; }
 
-  /// Byte offsets in the pool of a key tile of a sequence (tile: position / kKeyTile).
+  /// Byte offsets in the pool of a key tile of a sequence (tile: index of the key / kKeyTile).
   int64_t k_offset(const int32_t* block_table, int64_t tile, int64_t layer, int64_t head) const {
     return head_offset(block_table, tile, layer, head) + tile % tiles_per_block_ * k_.bytes;
   }

@@ -18,11 +18,8 @@ void rotate_append(const Kernels& kernels, ThreadPool& pool, const CpuStepPlan& 
     const int64_t head = index % shape.num_kv_heads;
     const SequenceStep& sequence = plan.sequence(unit.seq);
     const int64_t token = sequence.first_token + unit.first;
-    const int64_t position = sequence.first_position + unit.first;
-    const int64_t tile = position / kKeyTile;
     RotateTask task;
     task.count = unit.count;
-    task.first_key = position % kKeyTile;
     task.group = group;
     task.head_dim = d;
     task.rotary_pairs = plan.rotary_pairs();
@@ -44,9 +41,13 @@ void rotate_append(const Kernels& kernels, ThreadPool& pool, const CpuStepPlan& 
     task.q_stride = q_out.stride;
     task.tiles = &tiles;
     task.turn_heads = turns_heads(cache.shape.format);
-    char* pool_data = cache.pool.as<char>();
-    task.k_tile = pool_data + tiles.k_offset(sequence.block_table, tile, layer, head);
-    task.v_tile = pool_data + tiles.v_offset(sequence.block_table, tile, layer, head);
+    if (unit.key >= 0) {
+      char* pool_data = cache.pool.as<char>();
+      const int64_t tile = unit.key / kKeyTile;
+      task.first_key = unit.key % kKeyTile;
+      task.k_tile = pool_data + tiles.k_offset(sequence.block_table, tile, layer, head);
+      task.v_tile = pool_data + tiles.v_offset(sequence.block_table, tile, layer, head);
+    }
     task.scratch = reinterpret_cast<float*>(plan.scratch(thread));
     kernels.rotate_append(task);
   };

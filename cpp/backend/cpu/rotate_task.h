@@ -30,7 +30,7 @@ struct RotateTask {
   int64_t q_stride = 0;
   const KvTiles* tiles = nullptr;
   bool turn_heads = false;  ///< see turns_heads
-  void* k_tile = nullptr;
+  void* k_tile = nullptr;   ///< null: k and v are another rank's to append
   void* v_tile = nullptr;
   float* scratch = nullptr;  ///< [kKeyTile + 1][head_dim]
 };

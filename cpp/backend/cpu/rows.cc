@@ -1,7 +1,10 @@
 #include "backend/cpu/rows.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
+#include <type_traits>
 
 #include "backend/cpu/convert.h"
 
@@ -41,6 +44,31 @@ void silu_mul(const Kernels& kernels, ThreadPool& pool, const MatrixView& gate_u
     const auto* gate = gate_up.row<const float>(row);
     kernels.silu_mul(
         {.gate = gate, .up = gate + out.cols, .cols = out.cols, .out = out.rows_from(row, 1).data});
+  });
+}
+
+void weigh_partial_attention(ThreadPool& pool, const MatrixView& log_sum_exps, int64_t own,
+                             int64_t num_heads, const MatrixView& attention) {
+  const int64_t head_dim = attention.cols / num_heads;
+  for_each_row(pool, attention.rows, attention.cols, [&](int64_t row) {
+    const auto* sums = log_sum_exps.row<const float>(row);
+    for (int64_t head = 0; head < num_heads; ++head) {
+      const float mine = sums[own * num_heads + head];
+      float total = 0;  // over the parts, in units of this one
+      for (int64_t i = head; i < log_sum_exps.cols; i += num_heads) {
+        total += std::exp(sums[i] - mine);
+      }
+      const bool sees_none = mine == -std::numeric_limits<float>::infinity();
+      const float weight = sees_none ? 0.0F : 1.0F / total;
+      const auto weigh = [&](auto* values) {
+        for (int64_t d = head * head_dim; d < (head + 1) * head_dim; ++d) {
+          values[d] =
+              from_float<std::remove_pointer_t<decltype(values)>>(to_float(values[d]) * weight);
+        }
+      };
+      attention.dtype == DType::kF32 ? weigh(attention.row<float>(row))
+                                     : weigh(attention.row<bf16_t>(row));
+    }
   });
 }
 

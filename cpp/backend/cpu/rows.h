@@ -20,6 +20,10 @@ void rms_norm(const Kernels& kernels, ThreadPool& pool, const MatrixView* delta,
 void silu_mul(const Kernels& kernels, ThreadPool& pool, const MatrixView& gate_up,
               const MatrixView& out);
 
+/// log_sum_exps: float32 [T, parts num_heads]; attention: act [T, num_heads D].
+void weigh_partial_attention(ThreadPool& pool, const MatrixView& log_sum_exps, int64_t own,
+                             int64_t num_heads, const MatrixView& attention);
+
 /// in, out: the same dtype and cols; rows[i] in [0, in.rows).
 void gather_rows(ThreadPool& pool, const MatrixView& in, std::span<const int64_t> rows,
                  const MatrixView& out);

@@ -96,7 +96,8 @@ char* CpuStepPlan::scratch(int thread) const {
   return memory_.scratch + thread * attention_scratch_bytes(group_of(shape_), shape_.head_dim);
 }
 
-void CpuStepPlan::plan(const StepInput& input, ThreadPool& pool) {
+void CpuStepPlan::plan(const StepInput& input, const ContextShard& context, ThreadPool& pool) {
+  context_ = context;
   num_tokens_ = input.num_tokens();
   num_seqs_ = input.num_seqs();
   std::copy(input.token_ids.begin(), input.token_ids.end(), memory_.token_ids);
@@ -184,9 +185,11 @@ void CpuStepPlan::plan_appends() {
   for (int64_t s = 0; s < num_seqs_; ++s) {
     const SequenceStep& sequence = memory_.sequences[s];
     for (int64_t first = 0; first < sequence.num_tokens;) {
-      const int64_t left_in_tile = kKeyTile - (sequence.first_position + first) % kKeyTile;
+      const int64_t position = sequence.first_position + first;
+      const int64_t left_in_tile = kKeyTile - position % kKeyTile;
       const int64_t count = std::min(left_in_tile, sequence.num_tokens - first);
-      memory_.appends[num_appends_++] = {s, first, count};
+      const int64_t key = context_.has(position) ? context_.keys(position) : -1;
+      memory_.appends[num_appends_++] = {s, first, count, key};
       first += count;
     }
   }
@@ -211,7 +214,7 @@ void CpuStepPlan::plan_attention(int num_threads) {
   const int64_t slots = split_spans(limits_) * shape_.num_kv_heads;
   for (int64_t s = 0; s < num_seqs_; ++s) {
     const SequenceStep& sequence = memory_.sequences[s];
-    const int64_t spans = ceil_div(sequence.first_position + 1, kSpanKeys);
+    const int64_t spans = ceil_div(context_.keys(sequence.first_position + 1), kSpanKeys);
     const bool split = sequence.num_tokens == 1 && spans > 1 &&
                        num_partials_ + spans * shape_.num_kv_heads <= slots;
     split ? add_decode(s) : add_prefill(s, tokens_of(rows, group));
@@ -233,7 +236,7 @@ void CpuStepPlan::add_prefill(int64_t seq, int64_t unit_tokens) {
   for (int64_t head = 0; head < shape_.num_kv_heads; ++head) {
     for (int64_t first = 0; first < sequence.num_tokens; first += even) {
       const int64_t count = std::min(even, sequence.num_tokens - first);
-      const int64_t keys = sequence.first_position + first + count;
+      const int64_t keys = context_.keys(sequence.first_position + first + count);
       const int64_t cost = count * group_of(shape_) * keys;
       memory_.units[num_units_++] = {seq, head, first, count, 0, ceil_div(keys, kSpanKeys),
                                      -1,  cost};
@@ -242,7 +245,7 @@ void CpuStepPlan::add_prefill(int64_t seq, int64_t unit_tokens) {
 }
 
 void CpuStepPlan::add_decode(int64_t seq) {
-  const int64_t keys = memory_.sequences[seq].first_position + 1;
+  const int64_t keys = context_.keys(memory_.sequences[seq].first_position + 1);
   const int64_t spans = ceil_div(keys, kSpanKeys);
   for (int64_t head = 0; head < shape_.num_kv_heads; ++head) {
     memory_.merges[num_merges_++] = {seq, head, num_partials_, spans};

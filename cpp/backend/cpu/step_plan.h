@@ -23,6 +23,7 @@ struct AppendUnit {
   int64_t seq = 0;
   int64_t first = 0;  ///< within the sequence's tokens of this step
   int64_t count = 0;
+  int64_t key = 0;  ///< index among the rank's keys of the first; -1: another rank has them
 };
 
 /// A run of query tokens of one sequence against spans [first_span, end_span) of one KV head.
@@ -54,10 +55,11 @@ class CpuStepPlan final : public StepPlan {
   /// Bytes such a plan takes.
   static int64_t bytes(const StepLimits& limits, const AttentionShape& shape, int num_threads);
 
-  /// Takes in a step; input may die afterwards.
-  void plan(const StepInput& input, ThreadPool& pool);
+  /// Takes in a step; input may die afterwards. context: of the cache.
+  void plan(const StepInput& input, const ContextShard& context, ThreadPool& pool);
 
   const AttentionShape& shape() const { return shape_; }
+  const ContextShard& context() const { return context_; }
   std::span<const int32_t> token_ids() const { return {memory_.token_ids, size(num_tokens_)}; }
   /// Pairs of a head that rotate, the same in every sequence; at most head_dim / 2.
   int64_t rotary_pairs() const { return rotary_pairs_; }
@@ -114,6 +116,7 @@ class CpuStepPlan final : public StepPlan {
   AttentionShape shape_;
   Buffer buffer_;
   Memory memory_;
+  ContextShard context_;
   int64_t rotary_pairs_ = 0;
   int64_t num_tokens_ = 0;
   int64_t num_seqs_ = 0;

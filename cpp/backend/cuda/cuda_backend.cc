@@ -13,6 +13,7 @@
 #include "backend/cuda/linear_skinny.h"
 #include "backend/cuda/log_probabilities.h"
 #include "backend/cuda/nccl_communicator.h"
+#include "backend/cuda/partial_attention.h"
 #include "backend/cuda/rotate_append.h"
 #include "backend/cuda/rows.h"
 #include "backend/cuda/sample.h"
@@ -209,7 +210,7 @@ void CudaBackend::rotate_append(const StepPlan& plan, int64_t layer, const Matri
 }
 
 void CudaBackend::attention(const StepPlan& plan, int64_t layer, const MatrixView& q,
-                            const KvCache& cache, const MatrixView& out) {
+                            const KvCache& cache, const MatrixView& out, const MatrixView*) {
   const CudaStepPlan& p = planned(plan);
   AttentionArgs args;
   args.plan = p.view();
@@ -281,6 +282,11 @@ void CudaBackend::prefill(const CudaStepPlan& plan, const PlannedPass& planned,
     args.out += int64_t{heads} * args.kv.head_dim;
     if (!quantised) args.kv.pool += pass.num_kv_heads * args.kv.head_bytes;
   }
+}
+
+void CudaBackend::weigh_partial_attention(const MatrixView& log_sum_exps, int64_t own,
+                                          int64_t num_heads, const MatrixView& attention) {
+  cuda::weigh_partial_attention(log_sum_exps, own, num_heads, attention, stream_);
 }
 
 void CudaBackend::silu_mul(const MatrixView& gate_up, const MatrixView& out) {

@@ -46,7 +46,9 @@ class CudaBackend final : public CudaSizes<Backend> {
   void rotate_append(const StepPlan& plan, int64_t layer, const MatrixView& qkv, const QkNorm* norm,
                      const KvCache& cache, const MatrixView& q_out) override;
   void attention(const StepPlan& plan, int64_t layer, const MatrixView& q, const KvCache& cache,
-                 const MatrixView& out) override;
+                 const MatrixView& out, const MatrixView* log_sum_exp) override;
+  void weigh_partial_attention(const MatrixView& log_sum_exps, int64_t own, int64_t num_heads,
+                               const MatrixView& attention) override;
   void silu_mul(const MatrixView& gate_up, const MatrixView& out) override;
   void linear_silu_mul(const MatrixView& x, const PackedLinear& weight, const MatrixView& gate_up,
                        const MatrixView& out) override;

@@ -20,12 +20,16 @@ struct EngineConfig {
   /// Tensor-parallel ranks: GPUs 0 to tp - 1, or shares of the CPU's threads. One that does not
   /// divide the model's heads is refused with those that do.
   int tp = 1;
+  /// Context-parallel ranks among the tp, which it divides: so many share the keys and values of
+  /// every sequence, block by block, and have the heads of one of tp / cp; all else is split tp
+  /// ways. On a CPU only, yet.
+  int cp = 1;
   /// Longest prompt + output in tokens; 0: the model's max_position_embeddings.
   int64_t session_len = 0;
   int max_batch_size = 8;  ///< sequences running at once, >= 1
   /// KV pool: a fraction (0, 1) of the free memory after weights, or an integer >= 1: blocks.
   double cache_max_entry_count = 0.8;
-  int cache_block_seq_len = 64;  ///< tokens per KV block: 64, 128 or 256
+  int cache_block_seq_len = 64;  ///< tokens per KV block, on each cp rank: 64, 128 or 256
   /// What keys and values are held in: "auto" (the dtype), "int8", "fp8" (e4m3), "int8_fp8" (int8
   /// keys, fp8 values), "int8_int4" or "int4".
   std::string kv_cache_dtype = "auto";

@@ -69,7 +69,7 @@ class LONGSPAN_API NumericalError : public Error {
   using Error::Error;
 };
 
-/// Another rank of a tensor-parallel group failed or was lost; the message names the rank and what
+/// Another rank of a group failed or was lost; the message names the rank and what
 /// happened to it. Only the requests of the step end.
 class LONGSPAN_API ParallelError : public Error {
  public:

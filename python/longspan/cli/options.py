@@ -42,6 +42,10 @@ _ENGINE: dict[str, Any] = {
         int | None,
         typer.Option(help="Tensor-parallel ranks: GPUs, or shares of the CPU's threads."),
     ],
+    "cp": Annotated[
+        int | None,
+        typer.Option(help="Context-parallel ranks among the tp: they share the KV cache."),
+    ],
     "dtype": Annotated[str | None, typer.Option(help="auto, bfloat16 or float32.")],
     "num_threads": Annotated[
         int | None, typer.Option("--threads", help="CPU threads. Default: all there are.")
@@ -90,7 +94,7 @@ _ENGINE: dict[str, Any] = {
 #: The options that say where a model comes from.
 SOURCE = ("revision", "use_safetensors")
 #: And those that say what the engine runs on and computes in.
-COMPUTE = ("device", "tp", "dtype", "kv_cache_dtype", "prefill_attention")
+COMPUTE = ("device", "tp", "cp", "dtype", "kv_cache_dtype", "prefill_attention")
 
 Model = Annotated[
     str,

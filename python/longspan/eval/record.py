@@ -35,6 +35,7 @@ SCHEMA = 1
 _ENGINE = (
     "device",
     "tp",
+    "cp",
     "num_threads",
     "session_len",
     "max_batch_size",

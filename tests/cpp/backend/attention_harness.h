@@ -174,10 +174,10 @@ class AttentionHarness {
     std::vector<float> out_data(static_cast<size_t>(tokens * stride));
     const MatrixView q{q_data.data(), dtype_, tokens, q_cols(), stride};
     const MatrixView out{out_data.data(), dtype_, tokens, q_cols(), stride};
-    plan_.plan(input, pool_);
+    plan_.plan(input, cache_.shape.context(), pool_);
     rotate_append(kernels_, pool_, plan_, kLayer, qkv_view, norm_ ? &*norm_ : nullptr, cache_, q);
     last_q_ = reference::read(q);
-    if (attend) attention(kernels_, pool_, plan_, kLayer, q, cache_, out);
+    if (attend) attention(kernels_, pool_, plan_, kLayer, q, cache_, out, nullptr);
     return reference::read(out);
   }
 

@@ -26,30 +26,37 @@ using test::expect_throw;
 // these models are of the order of 1.
 constexpr double kTolerance = 2e-5;
 
+struct Ranks {
+  int tp = 1;
+  int cp = 1;
+};
+
 /// Shapes that tp sizes split in different ways: KV heads shared out, one to a rank, and one to
-/// several ranks; vocabularies that no size divides.
+/// several ranks; vocabularies that no size divides. Ranks that share the context or do not.
 struct Case {
   test::TinyLlama shape;
-  std::vector<int> sizes;
+  std::vector<Ranks> sizes;
 };
 
 std::vector<Case> cases() {
-  return {
-      {{.vocab_size = 97, .intermediate_size = 96, .num_heads = 8, .num_kv_heads = 4}, {2, 4, 8}},
-      {{.vocab_size = 101,
-        .intermediate_size = 96,
-        .num_heads = 8,
-        .num_kv_heads = 2,
-        .tied = false},
-       {2, 4}},
-      {{.vocab_size = 103, .intermediate_size = 96, .num_heads = 9, .num_kv_heads = 3}, {3}}};
+  return {{{.vocab_size = 97, .intermediate_size = 96, .num_heads = 8, .num_kv_heads = 4},
+           {{2}, {4}, {8}, {2, 2}, {4, 2}, {4, 4}}},
+          {{.vocab_size = 101,
+            .intermediate_size = 96,
+            .num_heads = 8,
+            .num_kv_heads = 2,
+            .tied = false},
+           {{2}, {4}, {8, 2}}},
+          {{.vocab_size = 103, .intermediate_size = 96, .num_heads = 9, .num_kv_heads = 3},
+           {{3}, {2, 2}, {3, 3}}}};
 }
 
-EngineConfig config_of(int tp) {
+EngineConfig config_of(int tp, int cp = 1) {
   EngineConfig config = test::small_config();
   config.device = "cpu";
   config.max_prefill_token_num = 100;
   config.tp = tp;
+  config.cp = cp;
   return config;
 }
 
@@ -97,10 +104,10 @@ TEST(TensorParallel, EverySizeGivesWhatOneRankGives) {
   for (const Case& c : cases()) {
     const test::ModelDir model(c.shape);
     const Results one = results_of(*Engine::load(model.path(), config_of(1)));
-    for (const int tp : c.sizes) {
+    for (const auto& [tp, cp] : c.sizes) {
       for (const bool caching : {false, true}) {
-        SCOPED_TRACE(testing::Message() << "tp " << tp << " caching " << caching);
-        EngineConfig config = config_of(tp);
+        SCOPED_TRACE(testing::Message() << "tp " << tp << " cp " << cp << " caching " << caching);
+        EngineConfig config = config_of(tp, cp);
         config.enable_prefix_caching = caching;
         const auto engine = Engine::load(model.path(), config);
         const Results many = results_of(*engine);
@@ -126,8 +133,9 @@ TEST(TensorParallel, EverySizeGivesWhatOneRankGives) {
 
 TEST(TensorParallel, ResultsDependOnTheSizeAlone) {
   const test::ModelDir model(cases().front().shape);
+  int cp = 1;
   const auto run = [&](int64_t chunk, int threads) {
-    EngineConfig config = config_of(4);
+    EngineConfig config = config_of(4, cp);
     config.max_prefill_token_num = chunk;
     config.num_threads = threads;
     Request request = prompt_of(200, 0);
@@ -135,9 +143,11 @@ TEST(TensorParallel, ResultsDependOnTheSizeAlone) {
     request.logit_positions = {0, 99, 199};
     return Engine::load(model.path(), config)->run(request).logits;
   };
-  const std::vector<float> base = run(512, 1);
-  EXPECT_EQ(run(33, 5), base);
-  EXPECT_EQ(run(100, 2), base);
+  for (cp = 1; cp <= 4; cp *= 2) {
+    const std::vector<float> base = run(512, 1);
+    EXPECT_EQ(run(33, 5), base);
+    EXPECT_EQ(run(100, 2), base);
+  }
 }
 
 TEST(TensorParallel, RefusesWhatDoesNotDivideTheModel) {
@@ -148,6 +158,13 @@ TEST(TensorParallel, RefusesWhatDoesNotDivideTheModel) {
                                   "and intermediate_size 96, got " +
                                       std::to_string(tp));
   }
+  const auto expect_refused = [&](int tp, int cp, const std::string& why) {
+    expect_throw<InvalidArgument>([&] { Engine::load(model.path(), config_of(tp, cp)); }, why);
+  };
+  expect_refused(6, 4, "cp: expected one of 2, 6 with tp=6 for a model of 9 query and 3 KV heads");
+  expect_refused(3, 0, "cp: expected one of 1, 3 with tp=3 for a model of 9 query and 3 KV heads");
+  expect_refused(5, 2, "tp: expected one of 2, 6 with cp=2 for a model of 9 query and 3 KV heads");
+  expect_refused(5, 5, "tp: expected one of 1, 3 for a model of 9 query and 3 KV heads");
   EngineConfig config = config_of(3);
   config.device = "cuda:1";
   expect_throw<InvalidArgument>([&] { Engine::load(model.path(), config); }, "device: expected");
@@ -164,6 +181,49 @@ TEST(TensorParallel, PlansTheBytesOfARank) {
   EXPECT_LT(four.block_bytes, one.block_bytes / 2);
   EXPECT_LT(four.weight_bytes, one.weight_bytes / 2);
   EXPECT_LT(four.activation_bytes, one.activation_bytes);
+}
+
+TEST(ContextParallel, EveryRankHoldsItsShareOfASession) {
+  const test::ModelDir model(cases().front().shape);
+  EngineConfig config = config_of(4, 4);
+  config.cache_max_entry_count = 2;  // blocks of a rank: 512 tokens on four
+  const MemoryPlan plan = plan_memory(model.path(), config, int64_t{1} << 30);
+  EXPECT_TRUE(plan.fits);
+  EXPECT_EQ(plan.kv_capacity, 512);
+  EXPECT_EQ(plan.max_session_len, 512);
+  EXPECT_EQ(plan.session_kv_bytes, 2 * plan.block_bytes);
+  config.session_len = 513;
+  EXPECT_EQ(plan_memory(model.path(), config, int64_t{1} << 30).session_kv_bytes,
+            3 * plan.block_bytes);
+  config.session_len = 512;
+  Request request = prompt_of(500, 12);
+  const auto engine = Engine::load(model.path(), config);
+  const std::vector<int32_t> tokens = engine->run(request).token_ids;
+  EXPECT_EQ(engine->metrics().total_blocks, 2);
+  EXPECT_EQ(tokens, Engine::load(model.path(), config_of(1))->run(request).token_ids);
+  config.tp = config.cp = 1;
+  expect_throw<CapacityError>([&] { Engine::load(model.path(), config); },
+                              "session_len: expected at most 128 tokens");
+}
+
+// A key may fall to the other side of a half of its code: a few elements of 1 / 127 or, in int4,
+// 1 / 15 of the largest, whose weight in a prediction is that of one among 250 tokens.
+TEST(ContextParallel, EveryCacheFormatScoresAsOnOneRank) {
+  const test::ModelDir model(cases().front().shape);
+  for (const std::string_view format : kKvFormatNames) {
+    SCOPED_TRACE(format);
+    const auto score = [&](int tp, int cp) {
+      EngineConfig config = config_of(tp, cp);
+      config.kv_cache_dtype = format;
+      Request request = prompt_of(250, 0);
+      request.kind = RequestKind::kScore;
+      const RequestOutput out = Engine::load(model.path(), config)->run(request);
+      return out.nll_sum / static_cast<double>(out.nll_count);
+    };
+    const double one = score(1, 1);
+    EXPECT_NEAR(score(2, 2), one, 1e-4);
+    EXPECT_NEAR(score(4, 2), one, 1e-4);
+  }
 }
 
 TEST(TensorParallel, CancelsBetweenLayersAtAnyMoment) {
@@ -211,9 +271,11 @@ class Failing final : public Communicator {
 };
 
 /// The ranks of a model, one of which fails at its op number `op`.
-std::vector<Rank> failing_ranks(const test::ModelDir& dir, int tp, int failing, int op, bool lost) {
+std::vector<Rank> failing_ranks(const test::ModelDir& dir, Ranks size, int failing, int op,
+                                bool lost) {
+  const auto [tp, cp] = size;
   const ModelConfig model = read_model_config(dir.path(), "", 0.0, config_dialect);
-  EngineConfig config = resolve_engine_config(config_of(tp), model);
+  EngineConfig config = resolve_engine_config(config_of(tp, cp), model);
   auto backends = make_backends("cpu", "float32", 1, tp);
   take_device_defaults(config, model, *backends.front());
   const MemoryPlan plan = make_memory_plan(config, model, *backends.back(), int64_t{1} << 30);
@@ -225,12 +287,12 @@ std::vector<Rank> failing_ranks(const test::ModelDir& dir, int tp, int failing, 
     ranks[i].backend = std::move(backends[i]);
     ranks[i].communicator =
         std::make_unique<Failing>(std::move(ends[i]), r == failing ? op : -1, lost);
-    DecoderWeights weights =
-        load_weights(model, *checkpoint, *ranks[i].backend, Shard(model, r, tp), 1, {});
-    ranks[i].cache = {ranks[i].backend->allocate(plan.kv_bytes), kv_shape(config, model),
+    const Shard shard(model, r, tp, cp);
+    DecoderWeights weights = load_weights(model, *checkpoint, *ranks[i].backend, shard, 1, {});
+    ranks[i].cache = {ranks[i].backend->allocate(plan.kv_bytes), kv_shape(config, model, shard),
                       plan.num_blocks, plan.block_bytes};
     ranks[i].decoder = std::make_unique<Decoder>(
-        model, *ranks[i].backend, *ranks[i].communicator, std::move(weights),
+        model, shard, *ranks[i].backend, *ranks[i].communicator, std::move(weights),
         decoder_limits(config, ranks[i].backend->traits()));
   }
   return ranks;
@@ -258,23 +320,25 @@ std::vector<float> logits_of(RankGroup& ranks) {
 
 TEST(TensorParallel, AFailedRankEndsTheStepAndTheGroupGoesOn) {
   const test::ModelDir model(cases().front().shape);
-  RankGroup whole(failing_ranks(model, 4, -1, 0, false));
-  const std::vector<float> expected = logits_of(whole);
-  // Ops of a forward: the command, the embedding, and of two layers two sums and an agreement each;
-  // then the command for logits and their gathering.
-  for (int failing = 0; failing < 4; ++failing) {
-    for (int op = 0; op < 10; ++op) {
-      RankGroup ranks(failing_ranks(model, 4, failing, op, false));
-      try {
-        logits_of(ranks);
-        ADD_FAILURE() << "rank " << failing << " did not fail at op " << op;
-      } catch (const ParallelError& error) {
-        EXPECT_NE(failing, 0);
-        EXPECT_EQ(error.what(), "rank " + std::to_string(failing) + " of 4: injected");
-      } catch (const std::runtime_error& error) {
-        EXPECT_EQ(failing, 0) << error.what();
+  // Ops of a forward: the command, the embedding, and of two layers two sums and an agreement each,
+  // with shared contexts a gathering too; then the command for logits and their gathering.
+  for (const auto& [size, ops] : {std::pair{Ranks{4}, 10}, {Ranks{4, 2}, 12}}) {
+    RankGroup whole(failing_ranks(model, size, -1, 0, false));
+    const std::vector<float> expected = logits_of(whole);
+    for (int failing = 0; failing < 4; ++failing) {
+      for (int op = 0; op < ops; ++op) {
+        RankGroup ranks(failing_ranks(model, size, failing, op, false));
+        try {
+          logits_of(ranks);
+          ADD_FAILURE() << "rank " << failing << " did not fail at op " << op;
+        } catch (const ParallelError& error) {
+          EXPECT_NE(failing, 0);
+          EXPECT_EQ(error.what(), "rank " + std::to_string(failing) + " of 4: injected");
+        } catch (const std::runtime_error& error) {
+          EXPECT_EQ(failing, 0) << error.what();
+        }
+        EXPECT_EQ(logits_of(ranks), expected);
       }
-      EXPECT_EQ(logits_of(ranks), expected);
     }
   }
 }
@@ -282,7 +346,7 @@ TEST(TensorParallel, AFailedRankEndsTheStepAndTheGroupGoesOn) {
 TEST(TensorParallel, ALostGroupRefusesEveryCallAndCloses) {
   const test::ModelDir model(cases().front().shape);
   for (const int failing : {0, 2}) {
-    RankGroup ranks(failing_ranks(model, 4, failing, 3, true));
+    RankGroup ranks(failing_ranks(model, {4}, failing, 3, true));
     EXPECT_THROW(logits_of(ranks), std::runtime_error);
     for (int i = 0; i < 2; ++i) {
       expect_throw<ParallelError>([&] { logits_of(ranks); }, "load the engine again");

@@ -87,6 +87,9 @@ TEST(Shard, SizesThatDivideTheModel) {
   smollm2.num_kv_heads = 3;
   smollm2.intermediate_size = 1536;
   EXPECT_EQ(possible_tp(smollm2), (std::vector<int>{1, 3}));
+  EXPECT_EQ(possible_tp(smollm2, 2), (std::vector<int>{2, 6}));
+  EXPECT_EQ(possible_cp(smollm2, 6), (std::vector<int>{2, 6}));
+  EXPECT_EQ(possible_cp(smollm2, 5), std::vector<int>{});
   ModelConfig llama;
   llama.vocab_size = 128256;
   llama.num_heads = 32;
@@ -103,6 +106,27 @@ TEST(Shard, SizesThatDivideTheModel) {
         EXPECT_EQ((shard.q_heads.begin + h) / 4, shard.kv_heads.begin + h / group);
       }
     }
+  }
+}
+
+TEST(Shard, RanksOfAContextHaveTheSameHeadsAndASplitOfAllElse) {
+  ModelConfig llama;
+  llama.vocab_size = 128256;
+  llama.num_heads = 32;
+  llama.num_kv_heads = 8;
+  llama.intermediate_size = 14336;
+  EXPECT_EQ(possible_cp(llama, 8), (std::vector<int>{1, 2, 4, 8}));
+  for (int rank = 0; rank < 8; ++rank) {
+    const Shard shard(llama, rank, 8, 2);
+    const Shard heads(llama, rank / 2, 4);
+    const Shard rest(llama, rank, 8);
+    EXPECT_EQ(shard.q_heads.begin, heads.q_heads.begin);
+    EXPECT_EQ(shard.q_heads.end, heads.q_heads.end);
+    EXPECT_EQ(shard.kv_heads.begin, heads.kv_heads.begin);
+    EXPECT_EQ(shard.kv_heads.end, heads.kv_heads.end);
+    EXPECT_EQ(shard.inner.begin, rest.inner.begin);
+    EXPECT_EQ(shard.tokens.begin, rest.tokens.begin);
+    EXPECT_EQ(shard.context_rank, rank % 2);
   }
 }
 

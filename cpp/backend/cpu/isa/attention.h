@@ -261,10 +261,9 @@ template <class Act>
 inline void attend_strip(const AttentionTask& task, const AttentionMemory<Act>& memory,
                          int64_t first_row, int64_t rows, int64_t first_key, bool first_of_span,
                          const StepTiles<Act>& tiles, const StepTiles<Act>& next) {
-  const auto position = [&](int64_t row) { return task.first_position + row / task.group; };
-  const int64_t last_position = position(first_row + rows - 1);
+  const int64_t last_visible = task.visible(first_row + rows - 1);
   const int64_t num_tiles =
-      std::min(kStepKeys, round_up(last_position + 1 - first_key, kKeyTile)) / kKeyTile;
+      std::min(kStepKeys, round_up(last_visible - first_key, kKeyTile)) / kKeyTile;
   const int64_t width = num_tiles * kKeyTile;
 
   const Act* q = memory.q + first_row * memory.inner;
@@ -280,13 +279,13 @@ inline void attend_strip(const AttentionTask& task, const AttentionMemory<Act>& 
     }
   }
 
-  const bool all_visible = position(first_row) + 1 >= first_key + width;
+  const bool all_visible = task.visible(first_row) >= first_key + width;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t row = first_row + r;
     const float* s = memory.s + r * kStepKeys;
     Act* p = memory.p + r * kStepKeys;
     const int64_t visible =
-        all_visible ? width : std::clamp<int64_t>(position(row) + 1 - first_key, 0, width);
+        all_visible ? width : std::clamp<int64_t>(task.visible(row) - first_key, 0, width);
     if (first_of_span) {
       // The step's largest score is the reference for the whole span, unless rescale_row must step
       // in: weights of 2^60 are as exact as weights of 1, so no later maximum is looked for.
@@ -319,11 +318,10 @@ inline void attend_span(const AttentionTask& task, const AttentionMemory<Act>& m
     }
     for (int64_t row = 0; row < rows; row += kStripRows) {
       const int64_t count = std::min(kStripRows, rows - row);
-      const int64_t last_position = task.first_position + (row + count - 1) / task.group;
       if (!coded && !asks_ahead<Act>(rows)) {
         prefetch_tiles(next, memory.inner, memory.cols, row / kStripRows, num_strips);
       }
-      if (key > last_position) continue;
+      if (key >= task.visible(row + count - 1)) continue;
       attend_strip(task, memory, row, count, key, key == first_key, tiles, next);
     }
   }
@@ -350,9 +348,19 @@ inline void attend_span(const AttentionTask& task, const AttentionMemory<Act>& m
   *total_m = reference;
 }
 
+/// log_sum_exp: of the row, or null. A row that sees no key has no total_o and total_m.
 template <class Act>
-[[gnu::noinline]] inline void finish_row(const float* total_o, float total_l, int64_t head_dim,
-                                         Act* out) {
+[[gnu::noinline]] inline void finish_row(const float* total_o, float total_l, float total_m,
+                                         int64_t head_dim, Act* out, float* log_sum_exp) {
+  const bool sees_none = total_l == 0.0f;
+  if (log_sum_exp != nullptr) {
+    *log_sum_exp = sees_none ? -std::numeric_limits<float>::infinity()
+                             : (total_m + std::log2(total_l)) * std::numbers::ln2_v<float>;
+  }
+  if (sees_none) {
+    std::fill(out, out + head_dim, Act{});
+    return;
+  }
   const float factor = 1.0f / total_l;
   for (int64_t c = 0; c < head_dim; ++c) store_act(total_o[c] * factor, out + c);
 }
@@ -363,7 +371,8 @@ inline void attend(const AttentionTask& task) {
   const int64_t rows = task.rows();
   pack_queries(task, memory);
   begin_products();
-  const int64_t end_key = task.first_position + task.num_tokens;
+  const int64_t end_key = task.visible(rows - 1);
+  std::fill(memory.total_l, memory.total_l + rows, 0.0f);  // of rows without a span
   for (int64_t span = task.first_span; span < task.end_span; ++span) {
     const int64_t first_key = span * kSpanKeys;
     attend_span(task, memory, first_key, std::min(end_key, first_key + kSpanKeys));
@@ -384,8 +393,13 @@ inline void attend(const AttentionTask& task) {
   end_products();
   auto* out = static_cast<Act*>(task.out);
   for (int64_t row = 0; row < rows; ++row) {
-    finish_row(memory.total_o + row * memory.cols, memory.total_l[row], task.head_dim,
-               out + row / task.group * task.out_stride + row % task.group * task.head_dim);
+    const int64_t token = row / task.group;
+    const int64_t head = row % task.group;
+    finish_row(memory.total_o + row * memory.cols, memory.total_l[row], memory.total_m[row],
+               task.head_dim, out + token * task.out_stride + head * task.head_dim,
+               task.log_sum_exp == nullptr
+                   ? nullptr
+                   : task.log_sum_exp + token * task.log_sum_exp_stride + head);
   }
 }
 
@@ -403,6 +417,8 @@ inline void merge_spans(const MergeTask& task) {
       merge_row(partial + row * cols, l[row], m[row], cols, span == 0, memory.total_o,
                 memory.total_l, memory.total_m);
     }
-    finish_row(memory.total_o, *memory.total_l, task.head_dim, out + row * task.head_dim);
+    finish_row(memory.total_o, *memory.total_l, *memory.total_m, task.head_dim,
+               out + row * task.head_dim,
+               task.log_sum_exp == nullptr ? nullptr : task.log_sum_exp + row);
   }
 }

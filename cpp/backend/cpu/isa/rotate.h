@@ -109,6 +109,7 @@ inline void rotate_append(const RotateTask& task) {
       for (int64_t d = 0; d < task.head_dim; ++d) store_act(out[d], q_out + d);
     }
   }
+  if (task.k_tile == nullptr) return;
   for (int64_t t = 0; t < task.count; ++t) {
     const float* k =
         norm_head(task.k + t * task.stride, task.k_norm, task.norm_eps, task.head_dim, normed);

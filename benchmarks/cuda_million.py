@@ -1,10 +1,10 @@
-"""One passkey round at a million tokens on one GPU: seconds from pipe([prompt]) to the answer.
+"""One passkey round at a million tokens: seconds from pipe([prompt]) to the answer.
 
 The round is that of LMDeploy's context length extrapolation document, which takes about 364 s on
 four A100-80G there, with the reference job (random_model.py; values do not matter to speed, so the
-key is not found and only the work is judged). Attention is exact: every key is read. Each figure
-stands beside its floor: all FLOPs at CEILING, or all bytes at COPY, the most that an H100 has shown
-in bfloat16 attention and in copying memory.
+key is not found and only the work is judged). Attention is exact: every key is read. One GPU, or
+with --tp N of this machine. Each figure stands beside its floor: all FLOPs at CEILING, or all bytes
+at COPY, the most that an H100 has shown in bfloat16 attention and in copying memory, of every GPU.
 
     python benchmarks/cuda_million.py /dev/shm/reference-job --json million.json
 
@@ -55,12 +55,12 @@ def prefill_floor(floors: Floors, tokens: int, args: argparse.Namespace) -> floa
 
 
 class GpuMemory:
-    """The memory in use on the first GPU, as nvidia-smi tells it twice a second; MiB."""
+    """The memory in use on a GPU, as nvidia-smi tells it twice a second; MiB."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: int = 0) -> None:
         self.before: int | None = None  # when the watching began
         self.peak = 0
-        command = ["nvidia-smi", "--id=0", "--query-gpu=memory.used"]
+        command = ["nvidia-smi", f"--id={gpu}", "--query-gpu=memory.used"]
         command += ["--format=csv,noheader,nounits", "--loop-ms=500"]
         try:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -133,6 +133,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
 
     options: dict[str, Any] = {
         "device": args.device,
+        "tp": args.tp,
         "session_len": args.session_len,
         "rope_scaling_factor": 2.5,
         "max_batch_size": 1,
@@ -205,7 +206,7 @@ def score(pipe: Any, prompt: str, tokens: int, watch: Watch) -> dict[str, Any]:
         "tokens": len(ids),
         "seconds": seconds,
         "tflops": flops / seconds * 1e-12,
-        "floor_s": flops / CEILING,
+        "floor_s": flops / watch.floors.rates["bf16_product_flops"],
         "mean_nll": perplexity.mean_nll,
     }
 
@@ -219,7 +220,8 @@ def report(record: dict[str, Any]) -> None:
     if not one["complete"]:
         print(f"stopped after {one['prefilled_tokens']:,} of {one['prompt_tokens']:,} tokens")
     line("prefill", one["prefill_s"], "s", one["prefill_floor_s"])
-    line("prefill rate", one["prefill_tflops"], f"TFLOP/s, ceiling {CEILING * 1e-12:.0f}")
+    ceiling = record["ceiling"]["flops"] * 1e-12
+    line("prefill rate", one["prefill_tflops"], f"TFLOP/s, ceiling {ceiling:.0f}")
     if one["complete"]:
         line("decode", 1e3 * one["decode_s_per_token"], "ms/token", 1e3 * one["decode_floor_s"])
         line(
@@ -248,6 +250,7 @@ def main() -> int:
     parser.add_argument("--max-seconds", type=float, default=float("inf"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--json", type=Path, help="where the record goes")
     args = parser.parse_args()
     deadline = time.monotonic() + args.max_seconds
@@ -261,13 +264,14 @@ def main() -> int:
     from longspan import EngineConfig, pipeline
 
     model = json.loads((args.folder / "config.json").read_text())
-    floors = Floors(model, {"bf16_product_flops": CEILING, "copy_bytes_per_s": COPY})
+    rates = {"bf16_product_flops": args.tp * CEILING, "copy_bytes_per_s": args.tp * COPY}
+    floors = Floors(model, rates)
     options = engine_options(args)
     begin = time.perf_counter()
     with pipeline(args.folder, EngineConfig(**options)) as pipe:
         load_s = time.perf_counter() - begin
         plan = pipe.engine.plan
-        floors.kv_bytes = plan.block_bytes / pipe.engine.config.cache_block_seq_len
+        floors.kv_bytes = args.tp * plan.block_bytes / pipe.engine.config.cache_block_seq_len
         print(f"{pipe.engine.model.backend}: {options}; loaded in {load_s:.1f} s", flush=True)
         prompt, key = passkey_prompt(pipe.tokenizer, args.session_len, args.seed)
         record: dict[str, Any] = {
@@ -276,7 +280,7 @@ def main() -> int:
             "machine": {"host": platform.platform(), "backend": pipe.engine.model.backend},
             "model": model,
             "options": options,
-            "ceiling": {"flops": CEILING, "copy_bytes_per_s": COPY},
+            "ceiling": {"flops": args.tp * CEILING, "copy_bytes_per_s": args.tp * COPY},
             "load_s": load_s,
             "planned_bytes": {
                 name: getattr(plan, name)

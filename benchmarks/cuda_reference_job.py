@@ -96,21 +96,27 @@ class Floors:
         return read / self.rates["copy_bytes_per_s"]
 
 
+def engine_config(session_len: int, cache_share: float, tp: int = 1) -> Any:
+    from longspan._core import EngineConfig
+
+    return EngineConfig(
+        device="cuda",
+        tp=tp,
+        session_len=session_len,
+        max_batch_size=BATCH,
+        cache_max_entry_count=cache_share,
+    )
+
+
 class Job:
-    def __init__(self, folder: Path, session_len: int, cache_share: float) -> None:
-        from longspan._core import Engine, EngineConfig, GenerationConfig
+    """config: an engine_config()."""
+
+    def __init__(self, folder: Path, config: Any) -> None:
+        from longspan._core import Engine, GenerationConfig
 
         self.config = GenerationConfig
         start = time.perf_counter()
-        self.engine = Engine.load(
-            str(folder),
-            EngineConfig(
-                device="cuda",
-                session_len=session_len,
-                max_batch_size=BATCH,
-                cache_max_entry_count=cache_share,
-            ),
-        )
+        self.engine = Engine.load(str(folder), config)
         self.load_s = time.perf_counter() - start
         self.random = np.random.default_rng(0)
 
@@ -196,7 +202,7 @@ def main() -> int:
     free_torch_memory()
     floors = Floors(config, rates)
     lengths = [int(n) for n in args.lengths.split(",")]
-    job = Job(args.folder, max(*lengths, args.beside) + 256, 0.99)
+    job = Job(args.folder, engine_config(max(*lengths, args.beside) + 256, 0.99))
     rows: list[dict[str, Any]] = []
 
     def add(name: str, value: float, unit: str, floor: float | None = None) -> None:

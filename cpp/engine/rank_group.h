@@ -13,9 +13,10 @@ namespace longspan {
 /// One rank of an engine: a device, and its share of the weights and of the cache.
 struct Rank {
   std::unique_ptr<Backend> backend;
-  std::unique_ptr<Communicator> communicator;
   KvCache cache;
   std::unique_ptr<Decoder> decoder;
+  /// Goes first: freeing memory may wait for the device, which may wait for a rank that is gone.
+  std::unique_ptr<Communicator> communicator;
 };
 
 /// The ranks of an engine as one model. The caller's thread is rank 0; every other rank has a

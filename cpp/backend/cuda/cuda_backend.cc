@@ -99,9 +99,12 @@ void CudaBackend::fetch(std::span<T> out) {
 LogitEdit* CudaBackend::upload_edits(std::span<const LogitEdit> edits) {
   if (edits.empty()) return nullptr;
   const auto bytes = static_cast<int64_t>(edits.size_bytes());
-  // Grows with the texts that are penalised; what came before it is no longer in use, since every
-  // sample() waits for the stream.
-  if (!edits_ || edits_->slot_bytes() < bytes) edits_ = std::make_unique<UploadRing>(2 * bytes, 1);
+  // Grows with the texts that are penalised. Freeing the last one waits for the device: not for
+  // ranks that may not come.
+  if (!edits_ || edits_->slot_bytes() < bytes) {
+    wait();
+    edits_ = std::make_unique<UploadRing>(2 * bytes, 1);
+  }
   std::copy(edits.begin(), edits.end(), reinterpret_cast<LogitEdit*>(edits_->begin()));
   return reinterpret_cast<LogitEdit*>(edits_->upload(bytes, stream_));
 }
@@ -158,6 +161,9 @@ std::unique_ptr<StepPlan> CudaBackend::make_step_plan(const StepLimits& limits,
 
 void CudaBackend::plan_step(StepPlan& plan, const StepInput& input, const KvCache&) {
   use_device();
+  // A step's launches fit in the device's queue. More would block, and with them the question
+  // whether the other ranks live.
+  if (group_ != nullptr) wait();
   static_cast<CudaStepPlan&>(plan).plan(input, stream_);
 }
 
@@ -368,6 +374,7 @@ void CudaBackend::log_probabilities(const MatrixView& logits, std::span<const in
 }
 
 void CudaBackend::download(const MatrixView& in, float* out) {
+  wait();  // a copy to pageable memory would, without asking whether the other ranks live
   // As many rows at a time as there is room for in float32.
   const int64_t most = std::max<int64_t>(1, kSmallBytes / (in.cols * 4));
   const auto width = static_cast<size_t>(in.cols) * sizeof(float);

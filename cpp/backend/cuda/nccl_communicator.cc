@@ -1,7 +1,10 @@
 #include "backend/cuda/nccl_communicator.h"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "backend/cuda/cuda_check.h"
@@ -15,6 +18,7 @@ namespace {
 
 constexpr const char* kNames[] = {"libnccl.so.2"};
 constexpr int64_t kStagingBytes = int64_t{16} << 20;  // columns on their way, for some rows at once
+constexpr std::chrono::seconds kConnect{60};
 
 struct Api {
   nccl::GetUniqueId unique_id;
@@ -67,15 +71,52 @@ void check_nccl(nccl::Status status, const char* what) {
 
 int nccl_type(DType dtype) { return dtype == DType::kF32 ? nccl::kFloat32 : nccl::kBfloat16; }
 
+/// What the thread that connects a rank works on, which may outlive who waits for it.
+struct Connecting {
+  nccl::Comm comm = nullptr;
+  std::atomic<nccl::Status> status = nccl::kInProgress;
+};
+
 class NcclCommunicator final : public Communicator {
  public:
   NcclCommunicator(std::unique_ptr<Communicator> host, cudaStream_t stream)
-      : host_(std::move(host)), stream_(stream), staging_(allocate_device(kStagingBytes)) {
-    connect();
-  }
+      : host_(std::move(host)), stream_(stream) {}
   ~NcclCommunicator() override {
-    cudaStreamSynchronize(stream_);
-    if (comm_ != nullptr) destroy_(comm_);
+    try {
+      // Where the others have gone, nobody ends what this rank waits in but itself.
+      do check();
+      while (cudaStreamQuery(stream_) == cudaErrorNotReady);
+    } catch (...) {  // on purpose: check() has aborted
+    }
+    if (comm_ != nullptr) api_->destroy(comm_);
+  }
+
+  /// Of all ranks at once. Where it throws, the group is to be told.
+  void connect() {
+    // All find out together whether one cannot.
+    const auto able = static_cast<std::byte>(has_nccl());
+    std::vector<std::byte> all(static_cast<size_t>(size()));
+    host_->all_gather({&able, 1}, all);
+    for (size_t r = 0; r < all.size(); ++r) {
+      require<BackendUnavailable>(
+          all[r] != std::byte{0}, "tp: expected NCCL (libnccl.so.2) on every rank, rank ", r,
+          " found none; install it with: pip install nvidia-nccl-cu13, or name its directory in "
+          "LONGSPAN_CUDA_LIB_PATH");
+    }
+    api_ = &api();
+    staging_ = allocate_device(kStagingBytes);
+    std::vector<std::byte> message(sizeof(nccl::UniqueId));
+    nccl::UniqueId id = {};
+    if (rank() == 0) {
+      check_nccl(api_->unique_id(&id), "making an id");
+      std::memcpy(message.data(), &id, sizeof(id));
+    }
+    host_->broadcast(message);
+    require<ParallelError>(message.size() == sizeof(id), "NCCL: expected an id of ", sizeof(id),
+                           " bytes, got ", message.size());
+    std::memcpy(&id, message.data(), sizeof(id));
+    comm_ = connected(id);
+    warm_up();
   }
 
   int rank() const override { return host_->rank(); }
@@ -84,7 +125,7 @@ class NcclCommunicator final : public Communicator {
   void all_reduce(const MatrixView& matrix) override {
     // The gaps between rows are zeros, and stay so.
     const auto count = static_cast<size_t>(matrix.rows * matrix.stride);
-    check_nccl(api().all_reduce(matrix.data, matrix.data, count, nccl_type(matrix.dtype),
+    check_nccl(api_->all_reduce(matrix.data, matrix.data, count, nccl_type(matrix.dtype),
                                 nccl::kSum, living(), stream_),
                "all-reduce");
   }
@@ -102,11 +143,8 @@ class NcclCommunicator final : public Communicator {
         return MatrixView{staging_.as<float>() + r * rows * widest, DType::kF32, rows, cols,
                           widest};
       };
-      const MatrixView own = piece(rank());
-      copy(mine.rows_from(begin, rows), own);
-      check_nccl(api().all_gather(own.data, staging_.data(), static_cast<size_t>(rows * widest),
-                                  nccl::kFloat32, living(), stream_),
-                 "all-gather");
+      copy(mine.rows_from(begin, rows), piece(rank()));
+      gather_staged(rows * widest);
       for (int r = 0; r < size(); ++r) {
         MatrixView to = all.rows_from(begin, rows);
         to.data = to.row<float>(0) + share_of(all.cols, r, size()).begin;
@@ -124,7 +162,7 @@ class NcclCommunicator final : public Communicator {
     try {
       host_->check();
       nccl::Status status = 0;
-      if (comm_ != nullptr) check_nccl(api().async_error(comm_, &status), "asking for errors");
+      if (comm_ != nullptr) check_nccl(api_->async_error(comm_, &status), "asking for errors");
       if (status != nccl::kInProgress) check_nccl(status, "running a step");
     } catch (...) {
       abort();
@@ -149,37 +187,47 @@ class NcclCommunicator final : public Communicator {
 
   /// Ends what NCCL has on the stream, where another rank will not come.
   void abort() {
-    if (comm_ != nullptr) api().abort(std::exchange(comm_, nullptr));
+    if (comm_ != nullptr) api_->abort(std::exchange(comm_, nullptr));
   }
 
-  void connect() {
-    // All find out together whether one cannot.
-    const auto able = static_cast<std::byte>(has_nccl());
-    std::vector<std::byte> all(static_cast<size_t>(size()));
-    host_->all_gather({&able, 1}, all);
-    for (size_t r = 0; r < all.size(); ++r) {
-      require<BackendUnavailable>(
-          all[r] != std::byte{0}, "tp: expected NCCL (libnccl.so.2) on every rank, rank ", r,
-          " found none; install it with: pip install nvidia-nccl-cu13, or name its directory in "
-          "LONGSPAN_CUDA_LIB_PATH");
+  /// NCCL waits without end for a rank that does not come, and cannot be called off: a thread of
+  /// its own does it, and is left there where the group fails meanwhile.
+  nccl::Comm connected(const nccl::UniqueId& id) {
+    int device = 0;
+    check_cuda(cudaGetDevice(&device), "connecting the ranks");
+    const auto connecting = std::make_shared<Connecting>();
+    std::thread([connecting, id, device, init = api_->init, size = size(), rank = rank()] {
+      cudaSetDevice(device);
+      connecting->status = init(&connecting->comm, size, id, rank);
+    }).detach();
+    const auto end = std::chrono::steady_clock::now() + kConnect;
+    while (connecting->status == nccl::kInProgress) {
+      host_->check();
+      require<ParallelError>(std::chrono::steady_clock::now() < end,
+                             "NCCL: expected all ranks to connect within ", kConnect.count(),
+                             " s (NCCL_DEBUG=INFO tells more, NCCL_SOCKET_IFNAME names the "
+                             "network to use)");
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
-    std::vector<std::byte> message(sizeof(nccl::UniqueId));
-    nccl::UniqueId id = {};
-    if (rank() == 0) {
-      check_nccl(api().unique_id(&id), "making an id");
-      std::memcpy(message.data(), &id, sizeof(id));
+    check_nccl(connecting->status, "connecting the ranks");
+    return connecting->comm;
+  }
+
+  /// Each algorithm connects and allocates when a size first asks for it: now, before memory is
+  /// planned.
+  void warm_up() {
+    for (int64_t bytes = 1024; bytes <= kStagingBytes; bytes *= 4) {
+      all_reduce({staging_.data(), DType::kF32, 1, bytes / 4, bytes / 4});
+      gather_staged(bytes / 4 / size());
     }
-    host_->broadcast(message);
-    require<ParallelError>(message.size() == sizeof(id), "NCCL: expected an id of ", sizeof(id),
-                           " bytes, got ", message.size());
-    std::memcpy(&id, message.data(), sizeof(id));
-    destroy_ = api().destroy;
-    check_nccl(api().init(&comm_, size(), id, rank()), "connecting the ranks");
-    // What NCCL allocates at its first use is so there before memory is planned.
-    all_reduce({staging_.data(), DType::kF32, 1, 1024, 1024});
-    all_gather({staging_.data(), DType::kF32, 1, 1, 1},
-               {staging_.as<float>() + 4096, DType::kF32, 1, size(), size()});
     check_cuda(cudaStreamSynchronize(stream_), "connecting the ranks");
+  }
+
+  /// staging_: [size][count], of which each rank has its own.
+  void gather_staged(int64_t count) {
+    check_nccl(api_->all_gather(staging_.as<float>() + rank() * count, staging_.data(),
+                                static_cast<size_t>(count), nccl::kFloat32, living(), stream_),
+               "all-gather");
   }
 
   void copy(const MatrixView& from, const MatrixView& to) const {
@@ -192,16 +240,23 @@ class NcclCommunicator final : public Communicator {
 
   const std::unique_ptr<Communicator> host_;
   const cudaStream_t stream_;
-  const Buffer staging_;
+  const Api* api_ = nullptr;  // set by connect()
+  Buffer staging_;
   nccl::Comm comm_ = nullptr;
-  nccl::CommDestroy destroy_ = nullptr;  // api().destroy, which a destructor may call
 };
 
 }  // namespace
 
 std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> host,
                                                      cudaStream_t stream) {
-  return std::make_unique<NcclCommunicator>(std::move(host), stream);
+  auto group = std::make_unique<NcclCommunicator>(std::move(host), stream);
+  try {
+    group->connect();
+  } catch (const std::exception& error) {
+    group->fail(error.what());  // or the others would wait
+    throw;
+  }
+  return group;
 }
 
 }  // namespace longspan::cuda

@@ -1,9 +1,8 @@
 """The reference job on the GPUs of one machine as tensor-parallel ranks, beside one of them.
 
 Prefill of long prompts, decode after the longest, and in a batch of 8, first on one GPU, then on
---tp of them: how much of that many times the speed is reached, what share of the GPUs' time NCCL's
-kernels take (those wait for other ranks as well), and memory against plan. Each figure is the best
-of its rounds, with its floor beside it (cuda_reference_job.py), shared out among the ranks.
+--tp of them: how much of that many times the speed is reached, and memory against plan. Each figure is
+the best of its rounds, with its floor beside it (cuda_reference_job.py), shared out among the ranks.
 
     python benchmarks/cuda_tensor_parallel.py /dev/shm/reference-job --tp 2
 
@@ -53,33 +52,6 @@ def share_one_card(rank: str) -> None:
     }
 
 
-def nccl_share(job: Job, tokens: int) -> tuple[float, float]:
-    """Of a prefill's time, from a GPU's first kernel to its last: in which it runs NCCL's, and in
-    which it runs none; means over the GPUs."""
-    import torch
-
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        job.run(tokens, 1)
-    spans: dict[int, list[tuple[float, float, bool]]] = {}
-    for event in profile.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            time = event.time_range
-            of_gpu = spans.setdefault(event.device_index, [])
-            of_gpu.append((time.start, time.end, "nccl" in event.name.lower()))
-    nccl = idle = 0.0
-    for of_gpu in spans.values():
-        of_gpu.sort()
-        begin, end = of_gpu[0][0], of_gpu[0][0]
-        gaps = busy = 0.0
-        for start, finish, is_nccl in of_gpu:
-            gaps += max(0.0, start - end)
-            end = max(end, finish)
-            busy += (finish - start) * is_nccl
-        nccl += busy / (end - begin) / len(spans)
-        idle += gaps / (end - begin) / len(spans)
-    return nccl, idle
-
-
 def config_of(args: argparse.Namespace, tp: int) -> Any:
     return engine_config(max(args.lengths) + 256, args.cache_blocks or 0.99, tp)
 
@@ -113,9 +85,6 @@ def measure(args: argparse.Namespace, tp: int, memory: GpuMemory | None) -> dict
     }
     if memory is not None:
         figures["peak_bytes"] = memory.taken()
-        nccl, idle = nccl_share(job, args.lengths[0])
-        add(f"NCCL of prefill {args.lengths[0]}", nccl)
-        add(f"idle of prefill {args.lengths[0]}", idle)
     job.engine.close()
     return figures
 

@@ -50,6 +50,7 @@ struct DeviceTraits {
   bool context_parallel = false;  ///< its ranks can share the keys of a sequence
   /// Memory that the driver, the code of kernels and libraries take beside what a plan lists.
   int64_t overhead_bytes = 0;
+  int64_t group_bytes = 0;        ///< and what combining the ranks of a group takes
   int64_t head_dim_multiple = 2;  ///< what divides every head_dim it can run
   int64_t max_head_dim = std::numeric_limits<int64_t>::max();
 };
@@ -84,7 +85,8 @@ class BackendSizes {
 /// right.
 class Backend : public BackendSizes {
  public:
-  /// Memory that could be had now, of which DeviceTraits::overhead_bytes are not the engine's.
+  /// Memory that could be had now, of which DeviceTraits::overhead_bytes and, in a group,
+  /// group_bytes are not the engine's.
   virtual int64_t free_bytes() const = 0;
 
   /// Lets the ranks of a group combine the matrices of their backends. host: this rank's end of

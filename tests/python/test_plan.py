@@ -69,6 +69,14 @@ def test_a_gpu_that_is_not_there_is_planned_for(seven_b: Path, device: str) -> N
     assert result.fits and result.headroom_bytes > 0
 
 
+def test_ranks_share_a_model_and_each_pays_for_their_group(seven_b: Path) -> None:
+    options: dict[str, Any] = {"device": "h100", "session_len": 10_000, "max_batch_size": 1}
+    one, two = (plan(seven_b, tp=tp, **options) for tp in (1, 2))
+    assert two.weight_bytes == pytest.approx(one.weight_bytes / 2, rel=1e-3)
+    assert two.session_kv_bytes == one.session_kv_bytes / 2
+    assert two.overhead_bytes == one.overhead_bytes + GIB  # NCCL
+
+
 def test_what_does_not_fit_says_what_would(seven_b: Path) -> None:
     options: dict[str, Any] = {"device": "h200", "session_len": 1_000_000, "max_batch_size": 1}
     result = plan(seven_b, **options)

@@ -119,7 +119,8 @@ int64_t CudaBackend::free_bytes() const {
   size_t free = 0;
   size_t total = 0;
   check_cuda(cudaMemGetInfo(&free, &total), "asking for free memory");
-  return static_cast<int64_t>(free) + kBeginBytes;  // which this backend has taken by now
+  // And what this backend and its group have taken by now.
+  return static_cast<int64_t>(free) + kBeginBytes + (group_ == nullptr ? 0 : kGroupBytes);
 }
 
 std::unique_ptr<Communicator> CudaBackend::make_communicator(std::unique_ptr<Communicator> host) {

@@ -19,6 +19,8 @@ namespace longspan::cuda {
 inline constexpr int64_t kBeginBytes = int64_t{640} << 20;
 /// Taken later: code that CUDA loads on first use, and the driver's own needs.
 inline constexpr int64_t kLaterBytes = int64_t{512} << 20;
+/// Taken by NCCL's connections and staging_ in nccl_communicator.cc, where there are several ranks.
+inline constexpr int64_t kGroupBytes = int64_t{1} << 30;
 
 /// What a GPU needs memory for, of which only `facts` must be known. Base: BackendSizes for a plan,
 /// Backend for a device that is there.
@@ -41,6 +43,7 @@ class CudaSizes : public Base {
             .step_seconds = 0.6,     // a short request that comes during a long one waits for two
             .deterministic = false,  // cuBLASLt chooses by the number of rows
             .overhead_bytes = kBeginBytes + kLaterBytes,
+            .group_bytes = kGroupBytes,
             .head_dim_multiple = 8,  // attention reads heads by 16 bytes
             .max_head_dim = 256};
   }

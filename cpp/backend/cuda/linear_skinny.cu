@@ -1,6 +1,8 @@
 #include <cuda_bf16.h>
 
 #include <algorithm>
+#include <map>
+#include <mutex>
 #include <utility>
 
 #include "backend/cuda/linear_skinny.h"
@@ -294,13 +296,11 @@ struct Launch {
   int stages = 0;
   int smem_bytes = 0;
 
-  Launch(const void* kernel, int fixed_bytes) {
-    int device = 0;
+  Launch(int device, const void* kernel, int fixed_bytes) {
     int sms = 0;
     int sm_bytes = 0;
     int block_bytes = 0;
     int reserved = 0;
-    cudaGetDevice(&device);
     for (const auto& [to, attribute] :
          {std::pair{&sms, cudaDevAttrMultiProcessorCount},
           std::pair{&sm_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor},
@@ -320,16 +320,28 @@ struct Launch {
   }
 };
 
+/// On the current device, which is asked and told once.
+template <int kMTiles, class Kind>
+const Launch& launch_here() {
+  static std::mutex mutex;
+  static std::map<int, const Launch> known;  // by device; guarded by mutex
+  int device = 0;
+  cudaGetDevice(&device);
+  const std::lock_guard lock(mutex);
+  const auto kernel = reinterpret_cast<const void*>(skinny_kernel<kMTiles, Kind>);
+  return known.try_emplace(device, device, kernel, static_cast<int>(sizeof(Fixed<kMTiles>)))
+      .first->second;
+}
+
 template <int kMTiles, class Kind>
 void launch(SkinnyArgs args, cudaStream_t stream) {
-  const auto kernel = skinny_kernel<kMTiles, Kind>;
-  static const Launch how(reinterpret_cast<const void*>(kernel), sizeof(Fixed<kMTiles>));
+  const Launch& how = launch_here<kMTiles, Kind>();
   args.stages = how.stages;
   // As many blocks as the device holds at once go round all tiles: none waits for another's end.
   const int tiles = (args.n + Kind::kCols - 1) / Kind::kCols;
   const int rounds = (tiles + how.resident - 1) / how.resident;
   const int blocks = (tiles + rounds - 1) / rounds;  // with the same number of tiles each
-  launch_overlapped(kernel, static_cast<unsigned>(blocks), kThreads,
+  launch_overlapped(skinny_kernel<kMTiles, Kind>, static_cast<unsigned>(blocks), kThreads,
                     static_cast<size_t>(how.smem_bytes), stream, args);
 }
 

@@ -19,6 +19,8 @@ namespace {
 constexpr const char* kNames[] = {"libnccl.so.2"};
 constexpr int64_t kStagingBytes = int64_t{16} << 20;  // columns on their way, for some rows at once
 constexpr std::chrono::seconds kConnect{60};
+constexpr int kTellMs =
+    1000;  // for the host to say which rank is gone, where NCCL says that one is
 
 struct Api {
   nccl::GetUniqueId unique_id;
@@ -64,11 +66,6 @@ bool has_nccl() {
   }
 }
 
-void check_nccl(nccl::Status status, const char* what) {
-  require<ParallelError>(status == 0, "NCCL: ", what, ": ", api().error_string(status),
-                         " (NCCL_DEBUG=INFO tells more)");
-}
-
 int nccl_type(DType dtype) { return dtype == DType::kF32 ? nccl::kFloat32 : nccl::kBfloat16; }
 
 /// What the thread that connects a rank works on, which may outlive who waits for it.
@@ -105,16 +102,16 @@ class NcclCommunicator final : public Communicator {
     }
     api_ = &api();
     staging_ = allocate_device(kStagingBytes);
-    std::vector<std::byte> message(sizeof(nccl::UniqueId));
+    std::vector<std::byte> bytes(sizeof(nccl::UniqueId));
     nccl::UniqueId id = {};
     if (rank() == 0) {
-      check_nccl(api_->unique_id(&id), "making an id");
-      std::memcpy(message.data(), &id, sizeof(id));
+      expect_success(api_->unique_id(&id), "making an id");
+      std::memcpy(bytes.data(), &id, sizeof(id));
     }
-    host_->broadcast(message);
-    require<ParallelError>(message.size() == sizeof(id), "NCCL: expected an id of ", sizeof(id),
-                           " bytes, got ", message.size());
-    std::memcpy(&id, message.data(), sizeof(id));
+    host_->broadcast(bytes);
+    require<ParallelError>(bytes.size() == sizeof(id), "NCCL: expected an id of ", sizeof(id),
+                           " bytes, got ", bytes.size());
+    std::memcpy(&id, bytes.data(), sizeof(id));
     comm_ = connected(id);
     warm_up();
   }
@@ -125,9 +122,9 @@ class NcclCommunicator final : public Communicator {
   void all_reduce(const MatrixView& matrix) override {
     // The gaps between rows are zeros, and stay so.
     const auto count = static_cast<size_t>(matrix.rows * matrix.stride);
-    check_nccl(api_->all_reduce(matrix.data, matrix.data, count, nccl_type(matrix.dtype),
-                                nccl::kSum, living(), stream_),
-               "all-reduce");
+    expect_success(api_->all_reduce(matrix.data, matrix.data, count, nccl_type(matrix.dtype),
+                                    nccl::kSum, living(), stream_),
+                   "all-reduce");
   }
 
   void all_gather(const MatrixView& mine, const MatrixView& all) override {
@@ -162,8 +159,8 @@ class NcclCommunicator final : public Communicator {
     try {
       host_->check();
       nccl::Status status = 0;
-      if (comm_ != nullptr) check_nccl(api_->async_error(comm_, &status), "asking for errors");
-      if (status != nccl::kInProgress) check_nccl(status, "running a step");
+      if (comm_ != nullptr) expect_success(api_->async_error(comm_, &status), "asking for errors");
+      if (status != nccl::kInProgress) expect_success(status, "running a step");
     } catch (...) {
       abort();
       throw;
@@ -183,6 +180,16 @@ class NcclCommunicator final : public Communicator {
   nccl::Comm living() const {
     require<ParallelError>(comm_ != nullptr, "NCCL: expected a living group, got an aborted one");
     return comm_;
+  }
+
+  void expect_success(nccl::Status status, const char* what) {
+    if (status == 0) return;
+    for (int ms = 0; ms < kTellMs; ms += 10) {
+      host_->check();
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    throw ParallelError(
+        message("NCCL: ", what, ": ", api_->error_string(status), " (NCCL_DEBUG=INFO tells more)"));
   }
 
   /// Ends what NCCL has on the stream, where another rank will not come.
@@ -209,7 +216,7 @@ class NcclCommunicator final : public Communicator {
                              "network to use)");
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
-    check_nccl(connecting->status, "connecting the ranks");
+    expect_success(connecting->status, "connecting the ranks");
     return connecting->comm;
   }
 
@@ -225,9 +232,9 @@ class NcclCommunicator final : public Communicator {
 
   /// staging_: [size][count], of which each rank has its own.
   void gather_staged(int64_t count) {
-    check_nccl(api_->all_gather(staging_.as<float>() + rank() * count, staging_.data(),
-                                static_cast<size_t>(count), nccl::kFloat32, living(), stream_),
-               "all-gather");
+    expect_success(api_->all_gather(staging_.as<float>() + rank() * count, staging_.data(),
+                                    static_cast<size_t>(count), nccl::kFloat32, living(), stream_),
+                   "all-gather");
   }
 
   void copy(const MatrixView& from, const MatrixView& to) const {

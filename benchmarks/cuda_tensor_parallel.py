@@ -1,8 +1,8 @@
 """The reference job on the GPUs of one machine as tensor-parallel ranks, beside one of them.
 
-Prefill of long prompts, decode after the longest, and in a batch of 8, first on one GPU, then on
---tp of them: how much of that many times the speed is reached, and memory against plan. Each figure is
-the best of its rounds, with its floor beside it (cuda_reference_job.py), shared out among the ranks.
+Prefill of long prompts, decode after the longest, and in a batch of 8, on --tp GPUs, then on one:
+how much of that many times the speed is reached, and memory against plan. Each figure is the best
+of its rounds, with its floor beside it (cuda_reference_job.py), shared out among the ranks.
 
     python benchmarks/cuda_tensor_parallel.py /dev/shm/reference-job --tp 2
 

@@ -163,7 +163,7 @@ MemoryPlan make_memory_plan(const EngineConfig& c, const ModelConfig& m,
   plan.weight_bytes = weight_bytes(m, backend, shard);
   plan.activation_bytes = Decoder::activation_bytes(m, backend, shard, limits);
   plan.workspace_bytes = Decoder::plan_bytes(m, backend, shard, limits);
-  plan.overhead_bytes = device.overhead_bytes + (c.tp * c.cp > 1 ? device.group_bytes : 0);
+  plan.overhead_bytes = device.overhead_bytes + (c.tp > 1 ? device.group_bytes : 0);
   plan.block_bytes = backend.kv_block_bytes(kv_shape(c, m, shard));
   const int64_t left = plan.headroom_bytes();                    // no blocks yet
   int64_t most = std::max<int64_t>(left, 0) / plan.block_bytes;  // blocks

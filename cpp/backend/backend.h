@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <memory>
@@ -112,6 +113,15 @@ class Backend : public BackendSizes {
   /// heads, to block `to`, whose other tokens then count as not yet appended.
   /// from != to; 0 < tokens <= block_len.
   virtual void copy_kv_block(const KvCache& cache, int32_t from, int32_t to, int64_t tokens) = 0;
+
+  /// Keys and values of the first `tokens` tokens of a block, of all layers and heads, to host
+  /// memory and back, exactly as they are held: KvRows(cache.shape, activation_dtype(), tokens).
+  /// After an import the block's other tokens count as not yet appended. 0 < tokens <= block_len.
+  /// These may allocate, and throw what went wrong on the device.
+  virtual void export_kv_block(const KvCache& cache, int32_t block, int64_t tokens,
+                               std::span<std::byte> rows) = 0;
+  virtual void import_kv_block(const KvCache& cache, int32_t block, int64_t tokens,
+                               std::span<const std::byte> rows) = 0;
 
   // ---- the step ----
 

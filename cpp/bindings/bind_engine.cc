@@ -112,6 +112,33 @@ void bind_requests(py::module_& m) {
                   "The logits at ascending positions of input_ids.");
 }
 
+/// A callback that also lets Ctrl-C through.
+ContextCallback interruptible(ContextCallback callback) {
+  return [callback = std::move(callback)](const ContextProgress& progress) {
+    {
+      const py::gil_scoped_acquire locked;
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    }
+    if (callback) callback(progress);
+  };
+}
+
+Context save_context(Engine& self, const py::object& input_ids, const std::string& path,
+                     const OptionalRopeLength& rope_length, const ContextCallback& progress) {
+  std::vector<int32_t> ids = to_token_ids(input_ids, "input_ids");
+  std::optional<RopeLength> length;
+  if (rope_length) length = rope_length_from_python(*rope_length, "rope_length");
+  const ContextCallback callback = interruptible(progress);
+  py::gil_scoped_release release;
+  return self.save_context(std::move(ids), path, length, callback);
+}
+
+Context load_context(Engine& self, const std::string& path, const ContextCallback& progress) {
+  const ContextCallback callback = interruptible(progress);
+  py::gil_scoped_release release;
+  return self.load_context(path, callback);
+}
+
 void bind_facts(py::module_& m) {
   ResultClass<EngineMetrics>(m, "EngineMetrics", "A snapshot of what the engine is doing.")
       .field("waiting", &EngineMetrics::waiting)
@@ -171,6 +198,13 @@ void bind_engine(py::module_& m) {
            py::arg("token_nll") = false, "submit() of one Request.score().")
       .def("logits", submit_made_by(&logits_request), py::arg("input_ids"), py::arg("positions"),
            "submit() of one Request.logits().")
+      .def("save_context", &save_context, py::arg("input_ids"), py::arg("path"),
+           py::arg("rope_length") = py::none(), py::arg("progress") = py::none(),
+           "Computes the keys and values of input_ids, as far as they are not cached, and writes "
+           "them to a file; what progress(ContextProgress) raises ends it and leaves none.")
+      .def("load_context", &load_context, py::arg("path"), py::arg("progress") = py::none(),
+           "Reads such a file into the prefix cache: prompts that begin with its token_ids, under "
+           "a profile of the same values, compute only what follows.")
       .def("rope_profile", &Engine::rope_profile, py::arg("prompt_tokens"),
            py::arg("max_new_tokens") = 0, Unlocked(), "The profile that such a request would get.")
       .def("metrics", &Engine::metrics, Unlocked())

@@ -8,5 +8,6 @@ PYBIND11_MODULE(_core, m) {
   bind_config(m);
   bind_plan(m);
   bind_request(m);
+  bind_context(m);
   bind_engine(m);
 }

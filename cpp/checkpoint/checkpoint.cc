@@ -68,11 +68,9 @@ class SafetensorsCheckpoint final : public Checkpoint {
   }
 
   WeightView tensor(const std::string& name, int64_t rows, int64_t cols) const override {
-    const auto found = tensors_.find(name);
-    require<CheckpointError>(found != tensors_.end(), "checkpoint: expected a tensor ", name,
-                             ", got none");
-    const SafetensorsEntry& entry = *found->second.entry;
-    const std::string where = found->second.file->path() + ": " + name;
+    const Located& located = find(name);
+    const SafetensorsEntry& entry = *located.entry;
+    const std::string where = located.file->path() + ": " + name;
     const DType dtype = dtype_of(where, entry);
     const std::vector<int64_t> vector = {cols};
     const std::vector<int64_t> matrix = {rows, cols};
@@ -86,12 +84,24 @@ class SafetensorsCheckpoint final : public Checkpoint {
     return {entry.data, dtype, rows, cols, cols, name};
   }
 
+  RawTensor raw(const std::string& name) const override {
+    const SafetensorsEntry& entry = *find(name).entry;
+    return {entry.dtype, entry.shape, {entry.data, static_cast<size_t>(entry.bytes)}};
+  }
+
   void release(const WeightView& tensor) const override {
     const int64_t elements = (tensor.rows - 1) * tensor.stride + tensor.cols;
     release_pages(tensor.data, elements * size_of(tensor.dtype));
   }
 
  private:
+  const Located& find(const std::string& name) const {
+    const auto found = tensors_.find(name);
+    require<CheckpointError>(found != tensors_.end(), "checkpoint: expected a tensor ", name,
+                             ", got none");
+    return found->second;
+  }
+
   const SafetensorsFile& open_file(const fs::path& directory, const std::string& name) {
     auto& file = files_[name];
     if (file == nullptr) file = std::make_unique<SafetensorsFile>((directory / name).string());

@@ -112,6 +112,7 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path), file_(p
     if (name == "__metadata__") {
       for (const auto& [key, value] : json.items()) {
         if (!value.is_string()) tensor.fail(shortened(key), "a string");
+        metadata_[key] = value.get<std::string>();
       }
       continue;
     }

@@ -30,11 +30,14 @@ class SafetensorsFile {
 
   const std::string& path() const { return path_; }
   const std::map<std::string, SafetensorsEntry>& tensors() const { return tensors_; }
+  /// What the writer said of the file: "__metadata__".
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
  private:
   const std::string path_;
   const MappedFile file_;
   std::map<std::string, SafetensorsEntry> tensors_;
+  std::map<std::string, std::string> metadata_;
 };
 
 }  // namespace longspan

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <future>
 #include <iterator>
 #include <mutex>
 #include <optional>
@@ -11,8 +12,10 @@
 #include <utility>
 
 #include "backend/registry.h"
+#include "checkpoint/fingerprint.h"
 #include "core/check.h"
 #include "core/thread_pool.h"
+#include "engine/context_io.h"
 #include "engine/load_ranks.h"
 #include "engine/memory_plan.h"
 #include "engine/plan_remedies.h"
@@ -69,9 +72,10 @@ uint64_t random_seed() {
 /// Everything that lives between load() and close(), and the thread that steps it.
 class Engine::Impl {
  public:
-  Impl(ModelConfig model, const EngineConfig& config, const MemoryPlan& plan,
-       std::vector<Rank> ranks)
+  Impl(ModelConfig model, std::string fingerprint, const EngineConfig& config,
+       const MemoryPlan& plan, std::vector<Rank> ranks)
       : model_(std::move(model)),
+        fingerprint_(std::move(fingerprint)),
         config_(config),
         plan_(plan),
         rope_(make_rope_method(model_.rope)),
@@ -109,6 +113,51 @@ class Engine::Impl {
     }
     wake_.notify_one();
     return handles;
+  }
+
+  RequestOutput run(Request request, const ProgressCallback& on_progress) {
+    std::vector<Request> requests;
+    requests.push_back(std::move(request));
+    const RequestHandle handle = submit(std::move(requests), nullptr).front();
+    try {
+      while (!handle.wait_for(kCallbackInterval)) {
+        if (on_progress) on_progress(handle.progress());
+      }
+    } catch (...) {
+      handle.cancel();
+      throw;
+    }
+    return handle.wait();
+  }
+
+  Context save_context(std::vector<int32_t> input_ids, const std::string& path,
+                       const std::optional<RopeLength>& rope_length,
+                       const ContextCallback& on_progress) {
+    const ContextIo io = context_io();
+    Request request;
+    request.input_ids = std::move(input_ids);
+    request.generation.max_new_tokens = 0;
+    request.rope_length = rope_length;
+    Context context = {request.input_ids, rope_->profile(lengths_of(request).rope_length)};
+    const auto compute = [&] {
+      run(request, [&](const Progress& progress) {
+        if (on_progress) {
+          on_progress({.computed = progress.prefill_done, .total = progress.prefill_total});
+        }
+      });
+    };
+    longspan::save_context(io, context, path, compute, on_progress);
+    return context;
+  }
+
+  Context load_context(const std::string& path, const ContextCallback& on_progress) {
+    const auto check = [this](int64_t tokens) {
+      if (tokens > config_.session_len) {
+        throw ContextTooLong(tokens, config_.session_len, plan_.kv_capacity);
+      }
+    };
+    return longspan::load_context(context_io(), path, *rope_, model_.vocab_size, check,
+                                  on_progress);
   }
 
   RopeProfile rope_profile(int64_t prompt, int64_t max_new_tokens) const {
@@ -155,7 +204,11 @@ class Engine::Impl {
                traits.step_seconds,
                least_prefill_tokens(impl.config_, impl.model_, ranks.backend())),
           runner(impl.model_, ranks, decoder_limits(impl.config_, traits).max_logit_rows,
-                 [&impl] { return impl.closing_.load(); }) {}
+                 [&impl] { return impl.closing_.load(); }) {
+      if (prefix_cache) {
+        contexts.emplace(pool, *prefix_cache, ranks, tokens_per_block(impl.config_));
+      }
+    }
 
     PrefixCache* make_prefix_cache(const EngineConfig& config) {
       if (!config.enable_prefix_caching) return nullptr;
@@ -170,14 +223,51 @@ class Engine::Impl {
     BlockPool pool;
     std::optional<PrefixCache> prefix_cache;
     Scheduler scheduler;
+    std::optional<ContextBlocks> contexts;  ///< with a prefix cache
     StepCost cost;
     StepRunner runner;
   };
+
+  ContextIo context_io() {
+    require<InvalidArgument>(config_.enable_prefix_caching,
+                             "enable_prefix_caching: expected true, for contexts to be saved from "
+                             "the prefix cache and loaded into it, got false");
+    ContextBlocks* blocks = nullptr;
+    std::optional<KvRows> rows;
+    on_engine([&] {
+      blocks = &*loaded_->contexts;
+      rows = loaded_->ranks.kv_rows(1);
+    });
+    return {[this](const std::function<void()>& work) { on_engine(work); }, *blocks, fingerprint_,
+            *rows, tokens_per_block(config_)};
+  }
+
+  /// See OnEngine.
+  void on_engine(const std::function<void()>& work) {
+    std::packaged_task<void()> task([&] {
+      work();
+      publish();
+    });
+    std::future<void> done = task.get_future();
+    {
+      const std::lock_guard lock(mutex_);
+      require<EngineClosed>(!closing_, "context: expected an open engine, got a closed one");
+      tasks_.push_back(std::move(task));
+    }
+    wake_.notify_one();
+    try {
+      done.get();
+    } catch (const std::future_error&) {  // the task was dropped
+      throw EngineClosed("context: expected an open engine, got close() before the end");
+    }
+  }
 
   void loop() {
     while (take_inbox()) step();
     fail_all(std::make_exception_ptr(
         EngineClosed("request: expected an open engine, got close() before the end")));
+    const std::lock_guard lock(mutex_);
+    tasks_.clear();
   }
 
   void fail_all(const std::exception_ptr& error) {
@@ -187,13 +277,20 @@ class Engine::Impl {
     });
   }
 
-  /// Moves new requests to the scheduler, sleeping while there is nothing to do. False at the end.
+  /// Moves new requests to the scheduler and does what was asked of this thread, sleeping while
+  /// there is nothing to do. False at the end.
   bool take_inbox() {
     std::unique_lock lock(mutex_);
-    wake_.wait(lock, [this] { return closing_ || !inbox_.empty() || !loaded_->scheduler.empty(); });
+    wake_.wait(lock, [this] {
+      return closing_ || !inbox_.empty() || !tasks_.empty() || !loaded_->scheduler.empty();
+    });
     for (auto& sequence : inbox_) loaded_->scheduler.add(std::move(sequence));
     inbox_.clear();
-    return !closing_;
+    if (closing_) return false;
+    std::vector<std::packaged_task<void()>> tasks = std::exchange(tasks_, {});
+    lock.unlock();
+    for (std::packaged_task<void()>& task : tasks) task();
+    return true;
   }
 
   void step() {
@@ -255,6 +352,7 @@ class Engine::Impl {
   }
 
   const ModelConfig model_;
+  const std::string fingerprint_;  // empty without a prefix cache
   const EngineConfig config_;
   const MemoryPlan plan_;
   const std::unique_ptr<RopeMethod> rope_;
@@ -264,8 +362,9 @@ class Engine::Impl {
 
   mutable std::mutex mutex_;
   std::condition_variable wake_;
-  std::vector<std::unique_ptr<Sequence>> inbox_;  // guarded by mutex_
-  EngineMetrics metrics_;                         // guarded by mutex_
+  std::vector<std::unique_ptr<Sequence>> inbox_;   // guarded by mutex_
+  std::vector<std::packaged_task<void()>> tasks_;  // guarded by mutex_
+  EngineMetrics metrics_;                          // guarded by mutex_
 
   std::mutex close_mutex_;
   std::thread thread_;
@@ -276,7 +375,8 @@ namespace {
 /// What an engine is made of.
 struct Parts {
   ModelConfig model;
-  EngineConfig config;  // resolved
+  std::string fingerprint;  // of the model, for what enable_prefix_caching has to do with files
+  EngineConfig config;      // resolved
   MemoryPlan plan;
   std::vector<Rank> ranks;  // of this process
 };
@@ -308,6 +408,7 @@ Parts load_parts(const std::string& model_dir, const EngineConfig& config,
   parts.plan = plan_or_throw(c, parts.model, parts.ranks);
   const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(model_dir);
   load_ranks(parts.model, c, parts.plan, *checkpoint, progress, parts.ranks);
+  if (c.enable_prefix_caching) parts.fingerprint = fingerprint(parts.model, *checkpoint);
   return parts;
 }
 
@@ -320,8 +421,8 @@ std::unique_ptr<Engine> Engine::load(const std::string& model_dir, const EngineC
                            "engine: expected rank 0, which takes the requests, got rank ", rank,
                            ", which is to follow it");
   Parts p = load_parts(model_dir, config, progress);
-  return std::unique_ptr<Engine>(
-      new Engine(std::make_unique<Impl>(std::move(p.model), p.config, p.plan, std::move(p.ranks))));
+  return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(
+      std::move(p.model), std::move(p.fingerprint), p.config, p.plan, std::move(p.ranks))));
 }
 
 bool Engine::follow(const std::string& model_dir, const EngineConfig& config,
@@ -347,16 +448,16 @@ std::vector<RequestHandle> Engine::submit_all(std::vector<Request> requests,
 void Engine::check(const Request& request) const { impl_->lengths_of(request); }
 
 RequestOutput Engine::run(Request request, const ProgressCallback& on_progress) {
-  const RequestHandle handle = submit(std::move(request));
-  try {
-    while (!handle.wait_for(kCallbackInterval)) {
-      if (on_progress) on_progress(handle.progress());
-    }
-  } catch (...) {
-    handle.cancel();
-    throw;
-  }
-  return handle.wait();
+  return impl_->run(std::move(request), on_progress);
+}
+
+Context Engine::save_context(std::vector<int32_t> input_ids, const std::string& path,
+                             const std::optional<RopeLength>& rope_length,
+                             const ContextCallback& on_progress) {
+  return impl_->save_context(std::move(input_ids), path, rope_length, on_progress);
+}
+Context Engine::load_context(const std::string& path, const ContextCallback& on_progress) {
+  return impl_->load_context(path, on_progress);
 }
 
 RopeProfile Engine::rope_profile(int64_t prompt_tokens, int64_t max_new_tokens) const {

@@ -47,6 +47,18 @@ std::vector<int32_t> PrefixCache::match(const Sequence& sequence) const {
                            slice(sequence.tokens, 0, num_reusable(sequence)));
 }
 
+std::vector<int32_t> PrefixCache::find(const Sequence& sequence) const {
+  const std::string key = prefix_key(*sequence.state->profile);
+  std::vector<int32_t> blocks = index_.find_whole(key, sequence.tokens);
+  const int64_t found = std::ssize(blocks) * block_len_;
+  const std::span<const int32_t> rest = slice(sequence.tokens, found, sequence.num_tokens());
+  if (rest.empty() || std::ssize(rest) >= block_len_) return blocks;
+  const int32_t parent = blocks.empty() ? PrefixIndex::kRoot : blocks.back();
+  const PrefixIndex::Match match = index_.find(key, parent, rest);
+  if (match.tokens == std::ssize(rest)) blocks.push_back(match.block);
+  return blocks;
+}
+
 bool PrefixCache::between_blocks(const Sequence& sequence) const {
   // Blocks that an abandoned step took are there already.
   return std::ssize(sequence.blocks->blocks()) * block_len_ == sequence.num_computed;

@@ -26,6 +26,10 @@ class PrefixCache {
   /// row is asked for, is left to be computed.
   std::vector<int32_t> match(const Sequence& sequence) const;
 
+  /// The blocks that hold all tokens of a sequence, the last one perhaps more than them; of the
+  /// first ones alone where the others are not known.
+  std::vector<int32_t> find(const Sequence& sequence) const;
+
   /// Moves a sequence on over whole blocks that are known by now.
   void reuse_whole(Sequence& sequence);
   /// Moves a sequence on within its next block by copying from one that begins alike.

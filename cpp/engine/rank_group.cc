@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "engine/rank_blocks.h"
 
 namespace longspan {
 namespace {
@@ -54,6 +55,12 @@ void execute(Rank& rank, const RankCommand& command) {
     }
     case RankCommand::Kind::kCopyBlock:
       copy_block(rank, command.from, command.to, command.tokens);
+      break;
+    case RankCommand::Kind::kExportBlock:
+      send_block(rank, command.from, command.tokens);
+      break;
+    case RankCommand::Kind::kImportBlock:
+      receive_block(rank, command.to, command.tokens);
       break;
     case RankCommand::Kind::kStop:
       break;
@@ -150,6 +157,20 @@ void RankGroup::copy_kv_block(int32_t from, int32_t to, int64_t tokens) {
   const RankCommand command = {
       .kind = RankCommand::Kind::kCopyBlock, .from = from, .to = to, .tokens = tokens};
   lead(command, [&](Rank& rank) { copy_block(rank, from, to, tokens); });
+}
+
+KvRows RankGroup::kv_rows(int64_t tokens) const { return whole_rows(ranks_.front(), tokens); }
+
+void RankGroup::export_kv_block(int32_t block, int64_t tokens, std::span<std::byte> rows) {
+  const RankCommand command = {
+      .kind = RankCommand::Kind::kExportBlock, .from = block, .tokens = tokens};
+  lead(command, [&](Rank& rank) { collect_block(rank, block, tokens, rows); });
+}
+
+void RankGroup::import_kv_block(int32_t block, int64_t tokens, std::vector<std::byte>& rows) {
+  const RankCommand command = {
+      .kind = RankCommand::Kind::kImportBlock, .to = block, .tokens = tokens};
+  lead(command, [&](Rank& rank) { hand_out_block(rank, block, tokens, rows); });
 }
 
 }  // namespace longspan

@@ -1,10 +1,13 @@
 #pragma once
 
+#include <cstddef>
 #include <memory>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "backend/kv_rows.h"
 #include "engine/rank_command.h"
 #include "model/decoder.h"
 
@@ -40,6 +43,10 @@ class RankGroup {
                                std::span<double> nll);
   /// See Backend; tokens of all ranks that share the context.
   void copy_kv_block(int32_t from, int32_t to, int64_t tokens);
+  /// The same for all heads of the model, whichever rank has them: kv_rows(tokens).
+  KvRows kv_rows(int64_t tokens) const;
+  void export_kv_block(int32_t block, int64_t tokens, std::span<std::byte> rows);
+  void import_kv_block(int32_t block, int64_t tokens, std::vector<std::byte>& rows);
 
  private:
   template <class Work>

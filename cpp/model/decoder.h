@@ -45,6 +45,10 @@ class Decoder {
   void negative_log_likelihood(std::span<const int64_t> rows, std::span<const int32_t> targets,
                                std::span<double> nll);
 
+  /// What this rank has of the model.
+  const Shard& shard() const { return shard_; }
+  const ModelConfig& config() const { return config_; }
+
   /// Bytes a Decoder allocates for activations, and for the step plan.
   static int64_t activation_bytes(const ModelConfig& config, const BackendSizes& backend,
                                   const Shard& shard, const DecoderLimits& limits);

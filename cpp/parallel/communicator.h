@@ -40,6 +40,11 @@ class Communicator {
   /// all: [size()][mine.size()].
   virtual void all_gather(std::span<const std::byte> mine, std::span<std::byte> all) = 0;
 
+  /// Every rank's message, of any length, comes to rank 0, whose `all` becomes [size()]; that of
+  /// the others stays as it is.
+  virtual void gather(std::span<const std::byte> mine,
+                      std::vector<std::vector<std::byte>>& all) = 0;
+
   // ---- failure ----
 
   /// Throws where the group has failed; never waits. For who waits for something else meanwhile.

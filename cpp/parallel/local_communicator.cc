@@ -68,6 +68,18 @@ class LocalCommunicator final : public Communicator {
     group_->barrier.wait();
   }
 
+  void gather(std::span<const std::byte> mine, std::vector<std::vector<std::byte>>& all) override {
+    own().bytes = mine;
+    group_->barrier.wait();
+    if (rank_ == 0) {
+      all.clear();
+      for (const LocalGroup::Slot& slot : group_->slots) {
+        all.emplace_back(slot.bytes.begin(), slot.bytes.end());
+      }
+    }
+    group_->barrier.wait();
+  }
+
   void check() override { group_->barrier.check(); }
 
   void fail(const std::string& why) override {

@@ -107,6 +107,14 @@ class TcpCommunicator final : public Communicator {
     });
   }
 
+  void gather(std::span<const std::byte> mine, std::vector<std::vector<std::byte>>& all) override {
+    guarded([&] {
+      if (rank_ != 0) return peers_[0].send(mine);
+      all.assign(1, {mine.begin(), mine.end()});
+      for_each_other([&](const Socket& peer) { all.push_back(peer.receive()); });
+    });
+  }
+
   void check() override {
     guarded([&] {
       if (rank_ == 0) {

@@ -128,6 +128,16 @@ class RequestHandle:
     def progress(self) -> Progress: ...
     def cancel(self) -> None: ...
 
+class Context:
+    token_ids: npt.NDArray[np.int32]
+    rope_profile: RopeProfile
+    file_bytes: int
+
+class ContextProgress:
+    computed: int
+    moved: int
+    total: int
+
 class PlanRemedy:
     change: str
     total_bytes: int
@@ -231,6 +241,16 @@ class Engine:
     def logits(
         self, input_ids: Sequence[int] | npt.NDArray[Any], positions: Sequence[int]
     ) -> RequestHandle: ...
+    def save_context(
+        self,
+        input_ids: Sequence[int] | npt.NDArray[Any],
+        path: str,
+        rope_length: str | int | None = None,
+        progress: Callable[[ContextProgress], None] | None = None,
+    ) -> Context: ...
+    def load_context(
+        self, path: str, progress: Callable[[ContextProgress], None] | None = None
+    ) -> Context: ...
     def rope_profile(self, prompt_tokens: int, max_new_tokens: int = 0) -> RopeProfile: ...
     def metrics(self) -> EngineMetrics: ...
     @property

@@ -18,13 +18,21 @@ import numpy as np
 import numpy.typing as npt
 
 from longspan import _core
-from longspan._core import Engine, InvalidArgument, Request, RequestHandle, Signal
+from longspan._core import (
+    Context,
+    ContextProgress,
+    Engine,
+    InvalidArgument,
+    Request,
+    RequestHandle,
+    Signal,
+)
 from longspan.chat_template import ChatTemplate
 from longspan.config import EngineConfig, GenerationConfig
 from longspan.generation import Generation, submit
 from longspan.inputs import TokenIds, split_prompts, token_ids
 from longspan.model_path import resolve_model
-from longspan.progress import INTERVAL, Bar, ProgressCallback, show
+from longspan.progress import INTERVAL, Bar, ProgressCallback, show, show_context
 from longspan.response import Perplexity, Response, beyond_native, unscaled
 from longspan.session import Session
 from longspan.tokenizer import Tokenizer
@@ -214,6 +222,40 @@ class Pipeline:
         requests = [Request.logits(ids, rows)]
         handle = self._run(lambda: self.engine.submit(requests), "Computing logits", progress)[0]
         return handle.wait().logits[order]
+
+    def save_context(
+        self,
+        prompt: Any,
+        path: str | os.PathLike[str],
+        do_preprocess: bool = True,
+        rope_length: str | int | None = None,
+        progress: Callable[[ContextProgress], None] | None = None,
+    ) -> Context:
+        """Computes a prompt, one of infer()'s, and keeps its keys and values in a file, so that it
+        need never be computed again; needs enable_prefix_caching. Where the model's RoPE depends on
+        length, choose a rope_length ("bucket", a number) that later prompts will have too.
+
+        Throws as infer() does, CheckpointError and NumericalError. Whatever is thrown,
+        KeyboardInterrupt included, leaves no half file."""
+        ids = self._encode(prompt, 0, do_preprocess)
+        self._warn_beyond_native(len(ids), 0)
+        with Bar("Computing", "tokens") as bar, Bar("Writing", "tokens") as writing:
+            report = progress or (lambda state: show_context(bar, writing, state))
+            return self.engine.save_context(ids, os.fspath(path), rope_length, report)
+
+    def load_context(
+        self,
+        path: str | os.PathLike[str],
+        progress: Callable[[ContextProgress], None] | None = None,
+    ) -> Context:
+        """Reads such a file into the prefix cache, on whatever device and in whatever KV format
+        this engine has: prompts that begin with .token_ids compute only what follows
+        (Response.cached_tokens). Throws InvalidArgument without enable_prefix_caching,
+        CheckpointError for a damaged file or one of another model, ContextTooLong and
+        CapacityError; then nothing of it is kept."""
+        with Bar("Reading", "tokens") as bar:
+            report = progress or (lambda state: bar.update(state.moved, state.total))
+            return self.engine.load_context(os.fspath(path), report)
 
     def close(self) -> None:
         """Ends what is running and frees the engine's memory. Idempotent."""

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longspan._core import Progress
+    from longspan._core import ContextProgress, Progress
 
 #: Called with the state of every prompt, in their order.
 ProgressCallback = Callable[[Sequence["Progress"]], None]
@@ -72,6 +72,15 @@ def show(bar: Bar, states: Sequence[Progress]) -> None:
     generated = sum(state.generated for state in states)
     note = f"{generated} generated" if generated else rate(states)
     bar.update(done, total, note)
+
+
+def show_context(computing: Bar, writing: Bar, state: ContextProgress) -> None:
+    """A context that is being saved: first it is computed, then written."""
+    if state.computed < state.total:
+        computing.update(state.computed, state.total)
+    else:
+        computing.close()
+        writing.update(state.moved, state.total)
 
 
 def _rich_bar() -> Any:

@@ -5,6 +5,7 @@
 #include "backend/cpu/kv_tiles.h"
 #include "backend/cpu/linear.h"
 #include "backend/cpu/log_probabilities.h"
+#include "backend/cpu/move_kv_block.h"
 #include "backend/cpu/rotate_append.h"
 #include "backend/cpu/rows.h"
 #include "backend/cpu/sample.h"
@@ -74,6 +75,14 @@ Buffer CpuBackend::pack_vector(const WeightView& vector) { return cpu::pack_vect
 
 void CpuBackend::copy_kv_block(const KvCache& cache, int32_t from, int32_t to, int64_t tokens) {
   cpu::copy_kv_block(pool_, cache, dtype_, from, to, tokens);
+}
+void CpuBackend::export_kv_block(const KvCache& cache, int32_t block, int64_t tokens,
+                                 std::span<std::byte> rows) {
+  cpu::export_kv_block(pool_, cache, dtype_, block, tokens, rows);
+}
+void CpuBackend::import_kv_block(const KvCache& cache, int32_t block, int64_t tokens,
+                                 std::span<const std::byte> rows) {
+  cpu::import_kv_block(pool_, cache, dtype_, block, tokens, rows);
 }
 
 std::unique_ptr<StepPlan> CpuBackend::make_step_plan(const StepLimits& limits,

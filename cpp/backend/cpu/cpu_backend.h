@@ -39,6 +39,10 @@ class CpuBackend final : public Backend {
   Buffer pack_vector(const WeightView& vector) override;
 
   void copy_kv_block(const KvCache& cache, int32_t from, int32_t to, int64_t tokens) override;
+  void export_kv_block(const KvCache& cache, int32_t block, int64_t tokens,
+                       std::span<std::byte> rows) override;
+  void import_kv_block(const KvCache& cache, int32_t block, int64_t tokens,
+                       std::span<const std::byte> rows) override;
 
   std::unique_ptr<StepPlan> make_step_plan(const StepLimits& limits,
                                            const AttentionShape& shape) override;

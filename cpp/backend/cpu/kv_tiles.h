@@ -50,6 +50,29 @@ struct KvTile {
   static constexpr int shift_of_int4(int64_t i) { return static_cast<int>(i % 64 / 32 * 4); }
 };
 
+/// Index within the tile of keys of element d of key n.
+template <class Act>
+constexpr int64_t key_index(int64_t d, int64_t n, int64_t head_dim) {
+  return n / kPanelCols * padded_k<Act>(head_dim) * kPanelCols + index_in_panel<Act>(d, n);
+}
+
+/// Index within the tile of values of element d of key n.
+template <class Act>
+constexpr int64_t value_index(int64_t n, int64_t d) {
+  return d / kPanelCols * padded_k<Act>(kKeyTile) * kPanelCols + index_in_panel<Act>(n, d);
+}
+
+/// Writes one code of a tile.
+inline void store_code(const KvTile& tile, int64_t index, uint8_t code, uint8_t* codes) {
+  if (tile.element != KvElement::kInt4) {
+    codes[index] = code;
+    return;
+  }
+  uint8_t& byte = codes[KvTile::byte_of_int4(index)];
+  const int shift = KvTile::shift_of_int4(index);
+  byte = static_cast<uint8_t>((byte & (0xf0 >> shift)) | (code << shift));
+}
+
 /// Where the tiles of a block are. A block is [layer][kv_head]{K, V}, tiles aligned to 64 bytes:
 ///   K: [key tile] of B = K^T [head_dim, 64 keys] in the layout of panel.h (2 panels), so that
 ///      S = Q K^T is a matrix product on the cache itself, or on the elements its codes stand for;

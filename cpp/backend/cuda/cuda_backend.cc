@@ -9,6 +9,7 @@
 #include "backend/cuda/copy_kv_block.h"
 #include "backend/cuda/cuda_check.h"
 #include "backend/cuda/dequantize_kv.h"
+#include "backend/cuda/kv_block_rows.h"
 #include "backend/cuda/linear.h"
 #include "backend/cuda/linear_skinny.h"
 #include "backend/cuda/log_probabilities.h"
@@ -152,6 +153,37 @@ Buffer CudaBackend::pack_vector(const WeightView& vector) {
 void CudaBackend::copy_kv_block(const KvCache& cache, int32_t from, int32_t to, int64_t tokens) {
   use_device();
   cuda::copy_kv_block(cache, from, to, tokens, stream_);
+}
+
+char* CudaBackend::block_on_host(int64_t bytes) {
+  if (block_on_host_.bytes() < bytes) block_on_host_ = allocate_pinned(bytes);
+  return block_on_host_.as<char>();
+}
+
+void CudaBackend::export_kv_block(const KvCache& cache, int32_t block, int64_t tokens,
+                                  std::span<std::byte> rows) {
+  use_device();
+  const KvLayout layout = KvLayout::of(cache.shape, cache.pool.data());
+  char* host = block_on_host(layout.block_bytes);
+  check_cuda(
+      cudaMemcpyAsync(host, layout.key_tile(block, 0, 0), static_cast<size_t>(layout.block_bytes),
+                      cudaMemcpyDeviceToHost, stream_),
+      "copying a block to the host");
+  wait();
+  rows_of_block(cache.shape, host, tokens, rows);
+}
+
+void CudaBackend::import_kv_block(const KvCache& cache, int32_t block, int64_t tokens,
+                                  std::span<const std::byte> rows) {
+  use_device();
+  const KvLayout layout = KvLayout::of(cache.shape, cache.pool.data());
+  char* host = block_on_host(layout.block_bytes);
+  block_of_rows(cache.shape, rows, tokens, host);
+  check_cuda(
+      cudaMemcpyAsync(layout.key_tile(block, 0, 0), host, static_cast<size_t>(layout.block_bytes),
+                      cudaMemcpyHostToDevice, stream_),
+      "copying a block to the device");
+  wait();
 }
 
 std::unique_ptr<StepPlan> CudaBackend::make_step_plan(const StepLimits& limits,

@@ -34,6 +34,10 @@ class CudaBackend final : public CudaSizes<Backend> {
   Buffer pack_vector(const WeightView& vector) override;
 
   void copy_kv_block(const KvCache& cache, int32_t from, int32_t to, int64_t tokens) override;
+  void export_kv_block(const KvCache& cache, int32_t block, int64_t tokens,
+                       std::span<std::byte> rows) override;
+  void import_kv_block(const KvCache& cache, int32_t block, int64_t tokens,
+                       std::span<const std::byte> rows) override;
 
   std::unique_ptr<StepPlan> make_step_plan(const StepLimits& limits,
                                            const AttentionShape& shape) override;
@@ -80,6 +84,8 @@ class CudaBackend final : public CudaSizes<Backend> {
   /// Attention of the sequences of a pass.
   void prefill(const CudaStepPlan& plan, const PlannedPass& planned, AttentionArgs args);
   LogitEdit* upload_edits(std::span<const LogitEdit> edits);
+  /// Page-locked memory for a block on its way between the cache and the host.
+  char* block_on_host(int64_t bytes);
 
   cudaStream_t stream_ = nullptr;
   cudaEvent_t layer_done_[kLayersBehind] = {};
@@ -91,6 +97,7 @@ class CudaBackend final : public CudaSizes<Backend> {
   std::unique_ptr<UploadRing> edits_;
   Buffer results_;          // device memory of what goes to the host: tokens, likelihoods
   Buffer results_on_host_;  // page-locked
+  Buffer block_on_host_;    // page-locked
 };
 
 }  // namespace longspan::cuda

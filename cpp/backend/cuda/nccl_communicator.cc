@@ -154,6 +154,9 @@ class NcclCommunicator final : public Communicator {
   void all_gather(std::span<const std::byte> mine, std::span<std::byte> all) override {
     host_->all_gather(mine, all);
   }
+  void gather(std::span<const std::byte> mine, std::vector<std::vector<std::byte>>& all) override {
+    host_->gather(mine, all);
+  }
 
   void check() override {
     try {

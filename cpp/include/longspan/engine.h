@@ -3,10 +3,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "longspan/config.h"
+#include "longspan/context.h"
 #include "longspan/export.h"
 #include "longspan/plan.h"
 #include "longspan/request.h"
@@ -88,6 +90,27 @@ class LONGSPAN_API Engine {
   /// submit() and wait, reporting progress in the calling thread. An exception thrown by the
   /// callback cancels the request and propagates.
   RequestOutput run(Request request, const ProgressCallback& on_progress = {});
+
+  /// Keeps what a prompt costs: computes the keys and values of input_ids, as far as the prefix
+  /// cache does not have them, and writes them to a file, in the format of the cache. The request
+  /// is one of no new tokens; rope_length: as Request's. Until it is whole the file is `path`.part;
+  /// one that was there is replaced. Other requests go on meanwhile. An exception thrown by the
+  /// callback ends it, leaves no file and propagates.
+  /// Throws what submit() does, InvalidArgument without enable_prefix_caching, CheckpointError
+  /// where the file cannot be written, CapacityError when other requests took the room, and
+  /// NumericalError.
+  Context save_context(std::vector<int32_t> input_ids, const std::string& path,
+                       const std::optional<RopeLength>& rope_length = std::nullopt,
+                       const ContextCallback& on_progress = {});
+
+  /// Reads such a file into the prefix cache, so that prompts that begin with its token_ids, under
+  /// a profile of the same values, compute only what follows. It may be of another device, tp, cp,
+  /// cache_block_seq_len, dtype or kv_cache_dtype; in the same format keys and values are the same
+  /// bits. Nothing in the file is trusted. It is all there or, where this throws, nothing.
+  /// Throws InvalidArgument without enable_prefix_caching, CheckpointError naming the field where
+  /// the file is damaged or of another model, ContextTooLong, and CapacityError where there is no
+  /// room now.
+  Context load_context(const std::string& path, const ContextCallback& on_progress = {});
 
   /// The profile that a request of prompt_tokens and max_new_tokens would get.
   RopeProfile rope_profile(int64_t prompt_tokens, int64_t max_new_tokens = 0) const;

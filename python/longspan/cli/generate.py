@@ -46,6 +46,18 @@ def generate(
     top_k: TopK = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Send no chat template.")] = False,
+    save_context: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep what the prompt took to compute in this file."),
+    ] = None,
+    load_context: Annotated[
+        Path | None,
+        typer.Option(
+            "--context",
+            metavar="FILE",
+            help="Go on from a prompt so kept; the new one follows it as it is, like --raw.",
+        ),
+    ] = None,
     json: Json = None,
     *,
     options: dict[str, Any],
@@ -59,6 +71,10 @@ def generate(
         longspan generate MODEL --file book.txt --session-len 65536 --rope-scaling-factor 8
 
         git log | longspan generate MODEL - --raw --temperature 0.7 --seed 1
+
+        longspan generate MODEL --file book.txt --raw --max-new-tokens 0 --save-context book.ctx
+
+        longspan generate MODEL "Who did it?" --context book.ctx
     """
     text = _prompt(prompt, file)
     config = GenerationConfig(
@@ -80,6 +96,9 @@ def generate(
         "top_p": top_p,
         "top_k": top_k,
     }
+    if load_context is not None:
+        settings["context"] = str(load_context)
+    caching = {"enable_prefix_caching": True} if save_context or load_context else {}
     with Record(
         "generate",
         json,
@@ -88,10 +107,16 @@ def generate(
         options=options,
         settings=settings,
     ) as record:
-        with pipeline(model, EngineConfig(max_batch_size=1, **options)) as pipe:
+        with pipeline(model, EngineConfig(max_batch_size=1, **options, **caching)) as pipe:
             record.describe(engine_facts(pipe.engine))
+            asked: Any = text
+            if load_context is not None:
+                before = pipe.load_context(load_context).token_ids
+                asked = [*before, *pipe.tokenizer.encode(text, add_special_tokens=False)]
+            if save_context is not None:
+                pipe.save_context(asked, save_context, do_preprocess=not raw)
             pieces = []
-            for piece in pipe.stream_infer(text, config, do_preprocess=not raw):
+            for piece in pipe.stream_infer(asked, config, do_preprocess=not raw):
                 pieces.append(piece)
                 if json != "-":
                     show(piece.text)

@@ -257,6 +257,9 @@ class Failing final : public Communicator {
   void all_gather(std::span<const std::byte> mine, std::span<std::byte> all) override {
     count(), inner_->all_gather(mine, all);
   }
+  void gather(std::span<const std::byte> mine, std::vector<std::vector<std::byte>>& all) override {
+    count(), inner_->gather(mine, all);
+  }
   void check() override { inner_->check(); }
   void fail(const std::string& why) override { inner_->fail(why); }
   bool recover() override { return inner_->recover() && !lost_; }

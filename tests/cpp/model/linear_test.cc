@@ -21,6 +21,7 @@ class FakeRank final : public Communicator {
   void all_gather(const MatrixView&, const MatrixView&) override {}
   void broadcast(std::vector<std::byte>&) override {}
   void all_gather(std::span<const std::byte>, std::span<std::byte>) override {}
+  void gather(std::span<const std::byte>, std::vector<std::vector<std::byte>>&) override {}
   void check() override {}
   void fail(const std::string&) override {}
   bool recover() override { return true; }

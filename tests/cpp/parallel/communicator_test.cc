@@ -141,6 +141,16 @@ TEST_P(Group, HostMessagesReachAll) {
         ASSERT_EQ(all[static_cast<size_t>(2 * r)], r);
         ASSERT_EQ(all[static_cast<size_t>(2 * r + 1)], round);
       }
+      const auto length_of = [round](int rank) { return static_cast<size_t>(rank * round % 5); };
+      const std::vector<std::byte> own(length_of(ranks.rank()), std::byte{7});
+      std::vector<std::vector<std::byte>> of_all(2);
+      ranks.gather(own, of_all);
+      if (ranks.rank() != 0) continue;
+      ASSERT_EQ(std::ssize(of_all), size);
+      for (int r = 0; r < size; ++r) {
+        ASSERT_EQ(of_all[static_cast<size_t>(r)],
+                  std::vector<std::byte>(length_of(r), std::byte{7}));
+      }
     }
   });
 }

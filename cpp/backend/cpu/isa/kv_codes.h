@@ -1,29 +1,6 @@
 // Included once per instruction set; see kernels.inc.
 // Quantised tiles of keys and values (KvTile): a row's codes put in, a tile's elements taken out.
 
-/// Index within the tile of keys of element d of key n.
-template <class Act>
-inline int64_t key_index(int64_t d, int64_t n, int64_t head_dim) {
-  return n / kPanelCols * padded_k<Act>(head_dim) * kPanelCols + index_in_panel<Act>(d, n);
-}
-
-/// Index within the tile of values of element d of key n.
-template <class Act>
-inline int64_t value_index(int64_t n, int64_t d) {
-  return d / kPanelCols * padded_k<Act>(kKeyTile) * kPanelCols + index_in_panel<Act>(n, d);
-}
-
-/// Writes one code of a tile.
-inline void store_code(const KvTile& tile, int64_t index, uint8_t code, uint8_t* codes) {
-  if (tile.element != KvElement::kInt4) {
-    codes[index] = code;
-    return;
-  }
-  uint8_t& byte = codes[KvTile::byte_of_int4(index)];
-  const int shift = KvTile::shift_of_int4(index);
-  byte = static_cast<uint8_t>((byte & (0xf0 >> shift)) | (code << shift));
-}
-
 /// Codes [head_dim] of a row, one a byte; its parameters go where those of key n of the tile are.
 inline void quantize_row(const KvTile& tile, const float* x, int64_t head_dim, int64_t n,
                          uint16_t* parameters, uint8_t* codes) {

@@ -2,8 +2,8 @@
 rank of so many has, and all-reduces of as many rows as a step has, where there are several GPUs.
 
 The reference job's shapes (random_model.py). Weights rotate through 1 GiB, so that no product finds
-its own in the second-level cache. Rates are best of the rounds: FLOPs or bytes read and written once,
-over seconds; of an all-reduce NCCL's bus bandwidth, 2 (n - 1) / n times its bytes over seconds.
+its own in the second-level cache. Rates are best of the rounds: FLOPs or bytes read and written
+once, over seconds; of an all-reduce NCCL's bus bandwidth, 2 (n - 1) / n of its bytes over seconds.
 
     python benchmarks/cuda_scaling.py --json cuda_scaling.json
 """
@@ -153,14 +153,16 @@ def main() -> None:
     }
     for p in record["products"]:
         print(
-            f"{p['product']:8} of {p['ranks']:3} ranks, {p['rows']} rows: {p['seconds'] * 1e6:8.1f} us,"
+            f"{p['product']:8} of {p['ranks']:3} ranks, {p['rows']} rows:"
+            f" {p['seconds'] * 1e6:8.1f} us,"
             f" {p['flops_per_s'] / 1e12:6.1f} TFLOP/s, {p['bytes_per_s'] / 1e12:5.2f} TB/s"
         )
     if record["machine"]["gpus"] > 1:
         record |= all_reduces(record["machine"]["gpus"])
         for r in record["all_reduce"]:
             print(
-                f"all-reduce of {r['bytes']:10} bytes on {r['ranks']}: {r['seconds'] * 1e6:8.1f} us,"
+                f"all-reduce of {r['bytes']:10} bytes on {r['ranks']}:"
+                f" {r['seconds'] * 1e6:8.1f} us,"
                 f" {r['bus_bytes_per_s'] / 1e9:6.1f} GB/s"
             )
     print(json.dumps(record["machine"]))

@@ -17,6 +17,7 @@ from longspan._core import (
     Unsupported,
     backends,
     plan_memory,
+    predict_cost,
     version,
 )
 from longspan.config import EngineConfig, GenerationConfig, TurbomindEngineConfig
@@ -52,4 +53,5 @@ __all__ = [
     "backends",
     "pipeline",
     "plan_memory",
+    "predict_cost",
 ]

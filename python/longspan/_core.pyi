@@ -161,6 +161,26 @@ class MemoryPlan:
     total_bytes: int
     headroom_bytes: int
 
+class CostTerm:
+    name: str
+    value: float
+    unit: str
+    source: str
+
+class CostParts:
+    products: float
+    attention: float
+    rows: float
+    ranks: float
+    total: float
+    limit: str
+
+class CostPrediction:
+    memory: MemoryPlan
+    prefill: CostParts
+    decode: CostParts
+    terms: list[CostTerm]
+
 class EngineMetrics:
     waiting: int
     running: int
@@ -266,5 +286,12 @@ class Engine:
 def plan_memory(
     model_dir: str, config: EngineConfig | _EngineOptions, device_bytes: int = 0
 ) -> MemoryPlan: ...
+def predict_cost(
+    model_dir: str,
+    config: EngineConfig | _EngineOptions,
+    gpus_per_host: int = 8,
+    link_gbps: float = 400.0,
+    sequences: int = 1,
+) -> CostPrediction: ...
 def backends() -> list[BackendInfo]: ...
 def version() -> str: ...

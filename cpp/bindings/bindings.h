@@ -10,6 +10,7 @@ void bind_rope(pybind11::module_& m);
 void bind_config(pybind11::module_& m);
 void bind_plan(pybind11::module_& m);
 void bind_context(pybind11::module_& m);
+void bind_rendezvous(pybind11::module_& m);
 void bind_request(pybind11::module_& m);
 void bind_engine(pybind11::module_& m);
 

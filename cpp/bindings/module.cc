@@ -7,6 +7,7 @@ PYBIND11_MODULE(_core, m) {
   bind_rope(m);
   bind_config(m);
   bind_plan(m);
+  bind_rendezvous(m);
   bind_request(m);
   bind_context(m);
   bind_engine(m);

@@ -12,6 +12,7 @@ struct Launch {
   int local_size = 1;
   std::string address = "127.0.0.1";  ///< where rank 0 listens
   int port = 0;
+  int answer_ms = 0;  ///< how long rank 0 waits for a rank in an op; 0: as long as that lives
 };
 
 /// What the environment says: torchrun's names (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE),

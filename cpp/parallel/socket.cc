@@ -5,6 +5,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -77,6 +78,11 @@ Socket& Socket::operator=(Socket&& other) noexcept {
   return *this;
 }
 
+void Socket::give_up_after(int timeout_ms) const {
+  const timeval time = {timeout_ms / 1000, timeout_ms % 1000 * 1000};
+  setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &time, sizeof(time));
+}
+
 void Socket::close() {
   if (fd_ >= 0) ::close(std::exchange(fd_, -1));
 }
@@ -103,6 +109,7 @@ void Socket::receive_all(std::span<std::byte> out) const {
     const ssize_t got = recv(fd_, out.data(), out.size(), 0);
     if (got < 0 && errno == EINTR) continue;
     if (got == 0) lost("the end of its connection");
+    if (got < 0 && errno == EAGAIN) lost("no answer in time");
     if (got < 0) lost(error_text().c_str());
     out = out.subspan(static_cast<size_t>(got));
   }

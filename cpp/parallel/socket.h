@@ -27,7 +27,10 @@ class Socket {
   void receive(std::span<std::byte> out) const;
   /// Throws where the peer is gone or has sent a failure; never waits.
   void check() const;
+  /// From now on, receive() throws where nothing comes for so long.
+  void give_up_after(int timeout_ms) const;
   void close();
+  bool is_open() const { return fd_ >= 0; }
   void rename(std::string peer) { peer_ = std::move(peer); }
 
  private:

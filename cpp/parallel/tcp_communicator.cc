@@ -25,11 +25,21 @@ class TcpCommunicator final : public Communicator {
   TcpCommunicator(const Launch& launch, int timeout_ms)
       : rank_(launch.rank), peers_(static_cast<size_t>(launch.size)) {
     if (rank_ == 0) {
-      welcome(launch, timeout_ms);
+      try {
+        welcome(launch, timeout_ms);
+      } catch (const std::exception& error) {
+        for_each_other([&](const Socket& came) { came.send_failure(error.what()); });
+        throw;
+      }
     } else {
       peers_[0] = Socket(connect_to(launch.address, launch.port, timeout_ms), "rank 0");
       const Hello hello = {launch.rank, launch.size};
       peers_[0].send(std::as_bytes(std::span(&hello, 1)));
+    }
+    if (launch.answer_ms > 0) {
+      // Rank 0 is the first to give up, since it alone knows for whom all wait.
+      const int limit = rank_ == 0 ? launch.answer_ms : 2 * launch.answer_ms;
+      for (const Socket& peer : peers_) peer.give_up_after(limit);
     }
     std::vector<std::byte> all_here;
     broadcast(all_here);
@@ -144,8 +154,8 @@ class TcpCommunicator final : public Communicator {
       const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - Clock::now());
       const int fd = listener.accept(std::max(0, static_cast<int>(left.count())));
       require<ParallelError>(fd >= 0, "rank 0: expected ", size(), " ranks at ", launch.address,
-                             ":", launch.port, " within ", timeout_ms / 1000, " s, got ",
-                             size() - missing);
+                             ":", launch.port, " within ", timeout_ms / 1000, " s, without ",
+                             absent());
       Socket caller(fd, "a caller");
       Hello hello;
       caller.receive(std::as_writable_bytes(std::span(&hello, 1)));
@@ -156,6 +166,16 @@ class TcpCommunicator final : public Communicator {
       peers_[static_cast<size_t>(hello.rank)] = std::move(caller);
       --missing;
     }
+  }
+
+  /// Ranks that have not called yet.
+  std::string absent() const {
+    std::string ranks;
+    for (int r = 1; r < size(); ++r) {
+      const bool here = peers_[static_cast<size_t>(r)].is_open();
+      if (!here) ranks += message(ranks.empty() ? "rank " : ", ", r);
+    }
+    return ranks;
   }
 
   /// Does an op; its failure, of which rank 0 tells the others, is that of every op to come.

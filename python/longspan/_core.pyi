@@ -181,6 +181,18 @@ class CostPrediction:
     decode: CostParts
     terms: list[CostTerm]
 
+class RendezvousStep:
+    name: str
+    ok: bool
+    found: str
+    seconds: float
+
+class Rendezvous:
+    rank: int
+    size: int
+    steps: list[RendezvousStep]
+    ok: bool
+
 class EngineMetrics:
     waiting: int
     running: int
@@ -293,5 +305,10 @@ def predict_cost(
     link_gbps: float = 400.0,
     sequences: int = 1,
 ) -> CostPrediction: ...
+def check_rendezvous(
+    device: str = "auto",
+    timeout_s: int = 60,
+    begins: Callable[[int, str], None] | None = None,
+) -> Rendezvous: ...
 def backends() -> list[BackendInfo]: ...
 def version() -> str: ...

@@ -1,4 +1,5 @@
-"""What this machine offers the engine, check by check, with what to do about each that fails."""
+"""What this machine offers the engine, check by check, with what to do about each that fails; and
+whether the processes of a launcher come together."""
 
 from __future__ import annotations
 
@@ -7,12 +8,14 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from longspan import cache
-from longspan._core import backends
+from longspan._core import Rendezvous, backends, check_rendezvous
 from longspan.cuda_libraries import VARIABLE
 
 #: Of a check, from good to bad: as it should be; not there, and not needed here; works, but slower
@@ -190,3 +193,69 @@ def _peer_access() -> Check:
         return Check("peer access", OK, f"between all {count.value} GPUs")
     remedy = "these exchange data through the host, slower; in a VM, pass NVLink or ACS through"
     return Check("peer access", WARNING, f"not between {', '.join(without)}", remedy)
+
+
+_MEETING_REMEDIES = {
+    "meeting": "start all ranks, and let them reach MASTER_ADDR at the port after MASTER_PORT, or "
+    "LONGSPAN_PORT",
+    "device": "longspan doctor on that machine says what it lacks",
+    "connecting devices": "NCCL_DEBUG=INFO tells more; NCCL_SOCKET_IFNAME names the network to use",
+    "sum on devices": "NCCL_DEBUG=INFO tells more; NCCL_P2P_DISABLE=1 does without peer access",
+}
+#: Beyond the time for ranks to come: rank 0 then knows who did not, and has told the others.
+_GRACE_S = 3.0
+
+
+@dataclass
+class Meeting:
+    """How the ranks of a launcher came together, as this one saw it."""
+
+    rank: int = 0
+    size: int = 1
+    checks: list[Check] = field(default_factory=list)
+    #: A step did not end; whoever waits in it cannot be called back.
+    hangs: bool = False
+
+
+def meet(device: str = "auto", timeout_s: int = 60) -> Meeting:
+    """Where a launcher started this process beside others: all meet, take their devices and add up
+    numbers, first through host memory, then through NCCL. A step that takes longer than the
+    timeout, twice where rank 0 is waited for, has failed. Every rank calls it. Throws
+    InvalidArgument for what a launcher's variables or the arguments say."""
+    meeting = Meeting()
+    step, began = "", time.monotonic()
+    outcome: list[Rendezvous | Exception] = []
+
+    def begins(rank: int, name: str) -> None:
+        nonlocal step, began
+        meeting.rank, step, began = rank, name, time.monotonic()
+
+    def run() -> None:
+        try:
+            outcome.append(check_rendezvous(device, timeout_s, begins))
+        except Exception as error:
+            outcome.append(error)
+
+    # Not joined where it hangs.
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive() and time.monotonic() - began < 2 * timeout_s + _GRACE_S:
+        thread.join(0.05)
+    if not outcome:
+        found = f"rank {meeting.rank}: expected an end within {time.monotonic() - began:.0f} s"
+        meeting.checks = [_meeting_check(step, BROKEN, found)]
+        meeting.hangs = True
+        return meeting
+    met = outcome[0]
+    if isinstance(met, Exception):
+        raise met
+    meeting.rank, meeting.size = met.rank, met.size
+    for done in met.steps:
+        found = f"{done.found}, {done.seconds:.2f} s" if done.ok else done.found
+        meeting.checks.append(_meeting_check(done.name, OK if done.ok else BROKEN, found))
+    return meeting
+
+
+def _meeting_check(step: str, state: str, found: str) -> Check:
+    remedy = "" if state == OK else _MEETING_REMEDIES.get(step, "")
+    return Check(f"ranks: {step}", state, found, remedy)

@@ -2,32 +2,57 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
 from longspan.cli.options import Json, write_json
-from longspan.doctor import ABSENT, BROKEN, OK, WARNING, Check, examine
+from longspan.doctor import ABSENT, BROKEN, OK, WARNING, Check, examine, meet
 
 _STYLES = {OK: "green", ABSENT: "dim", WARNING: "yellow", BROKEN: "red"}
 
 
-def doctor(json: Json = None) -> None:
+def doctor(
+    device: Annotated[
+        str, typer.Option(help="Of the ranks of a launcher: auto, cpu or cuda.")
+    ] = "auto",
+    timeout: Annotated[
+        int, typer.Option(help="Seconds that ranks may take to come, and to answer.")
+    ] = 60,
+    json: Json = None,
+) -> None:
     """Check what the engine needs of this machine, and say what to do where something is wrong.
 
-    Exits with 1 when something is broken.
+    Under torchrun, mpirun or srun the ranks also meet, connect their devices and add up numbers;
+    rank 0 tells all, another rank what is broken, and which rank failed at which step. Exits with
+    1 when something is broken.
 
     Example:
 
         longspan doctor
+
+        torchrun --nproc-per-node 4 --no-python longspan doctor
     """
     checks = list(examine())
-    if json is not None:
+    meeting = meet(device, timeout)
+    checks += meeting.checks
+    broken = [check for check in checks if check.state == BROKEN]
+    if meeting.rank == 0 and json is not None:
         write_json(json, [asdict(check) for check in checks])
-    if json != "-":
+    if meeting.rank > 0:
+        for check in broken:
+            typer.echo(f"rank {meeting.rank}: {check.name}: {check.found}", err=True)
+    elif json != "-":
         _show(checks)
-    if any(check.state == BROKEN for check in checks):
+    if meeting.hangs:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+    if broken:
         raise typer.Exit(1)
 
 

@@ -79,7 +79,7 @@ Socket& Socket::operator=(Socket&& other) noexcept {
 }
 
 void Socket::give_up_after(int timeout_ms) const {
-  const timeval time = {timeout_ms / 1000, timeout_ms % 1000 * 1000};
+  const timeval time = {timeout_ms / 1000, int64_t{timeout_ms % 1000} * 1000};
   setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &time, sizeof(time));
 }
 

@@ -35,7 +35,7 @@ def doctor(
 
         longspan doctor
 
-        torchrun --nproc-per-node 4 --no-python longspan doctor
+        torchrun --nproc-per-node 4 -m longspan.cli doctor
     """
     checks = list(examine())
     meeting = meet(device, timeout)

@@ -53,8 +53,8 @@ CostModel::CostModel(const ModelConfig& model, const EngineConfig& config,
       num_sms_(num_sms),
       cluster_(cluster),
       traits_(backend.traits()),
-      shard_(Shard::largest(model, config.tp)),
-      kv_(kv_shape(config, model)),
+      shard_(Shard::largest(model, config.tp, config.cp)),
+      kv_(kv_shape(config, model, shard_)),
       kv_bytes_(real(backend.kv_block_bytes(kv_)) / real(kv_.block_len * kv_.num_layers)),
       least_rows_(backend.least_prefill_tokens(shard_.q_heads.size(), kv_)) {}
 
@@ -100,11 +100,13 @@ CostParts CostModel::decode(int64_t keys, int64_t sequences) const {
   const double of_layer = real(hidden) * real(qkv_features() + q + 3 * shard_.inner.size());
   const double head = real(hidden) * real(shard_.tokens.size());
   const double layers = real(model_.num_layers);
-  const double read_share = terms_.kv_read_share[static_cast<size_t>(kv_.format)].value;
-  const double kv = layers * kv_bytes_ * real(keys) * real(sequences);
-  return {kBf16 * (layers * of_layer + head) / rates_.copy.value,
-          kv / (rates_.copy.value * read_share), layers * terms_.layer_seconds.value,
-          ranks_seconds(sequences)};
+  double read = rates_.copy.value * terms_.kv_read_share.value;
+  if (kv_.format != KvFormat::kNative) {
+    read = std::min(read, terms_.kv_codes[static_cast<size_t>(kv_.format) - 1].value);
+  }
+  const double kv = layers * kv_bytes_ * real(keys) * real(sequences) / config_.cp;
+  return {kBf16 * (layers * of_layer + head) / rates_.copy.value, kv / read,
+          layers * terms_.layer_seconds.value, ranks_seconds(sequences)};
 }
 
 /// y = x W^T in bfloat16: x [rows, in], y [rows, out]. Products of a chunk take the sum of both,
@@ -119,7 +121,7 @@ double CostModel::product_seconds(int64_t rows, int64_t out, int64_t in) const {
 double CostModel::attention_seconds(int64_t rows, int64_t position) const {
   const int64_t heads = shard_.q_heads.size();
   const double pairs = real(rows) * (real(position) + real(rows) / 2);
-  const double flops = 4 * real(heads * model_.head_dim) * pairs;
+  const double flops = 4 * real(heads * model_.head_dim) * pairs / config_.cp;
   const int64_t tiles = heads * ((rows + kAttentionRows - 1) / kAttentionRows);
   // At full load power limits the clock, which rises where multiprocessors idle.
   const double busy = std::min(1.0, occupancy(tiles, num_sms_) * terms_.clock_gain.value);
@@ -130,33 +132,40 @@ double CostModel::attention_seconds(int64_t rows, int64_t position) const {
   double seconds = flops / rate;
   if (kv_.format != KvFormat::kNative) {  // keys and values are written out in bfloat16 first
     const double native = 2 * kBf16 * real(kv_.num_kv_heads * kv_.head_dim);
-    seconds += (kv_bytes_ + native) * real(position + rows) / rates_.copy.value;
+    seconds += (kv_bytes_ + native) * real(position + rows) / config_.cp / rates_.copy.value;
   }
   return seconds;
 }
 
 /// What the ranks tell each other in a step: the embedding's rows in float32, then two sums of
-/// rows a layer.
+/// rows a layer, and with context shards the log-sum-exps of every rank's heads.
 double CostModel::ranks_seconds(int64_t rows) const {
   if (config_.tp == 1) return 0;
   const double values = real(rows) * real(model_.hidden_size);
-  return all_reduce_seconds(kF32 * values) +
-         2 * real(model_.num_layers) * all_reduce_seconds(kBf16 * values);
+  double layer = 2 * all_reduce_seconds(kBf16 * values);
+  if (config_.cp > 1) {
+    layer += collective_seconds(kF32 * real(rows * shard_.q_heads.size()) * config_.tp, 1);
+  }
+  return all_reduce_seconds(kF32 * values) + real(model_.num_layers) * layer;
 }
 
-/// NCCL's: within a host at its bus bandwidth; between hosts each GPU sums and passes on its share
-/// of the bytes, at the same time.
-double CostModel::all_reduce_seconds(double bytes) const {
+double CostModel::all_reduce_seconds(double bytes) const { return collective_seconds(bytes, 2); }
+
+/// NCCL's: within a host at its bus bandwidth; between hosts each GPU passes on its share of the
+/// bytes, at the same time. A sum goes round twice, a gather once.
+double CostModel::collective_seconds(double bytes, int rounds) const {
   const int ranks = config_.tp;
   if (ranks == 1) return 0;
   const int local = std::min(ranks, cluster_.gpus_per_host);
   const int hosts = (ranks + local - 1) / local;
-  const auto moved = [](double total, int size) { return 2.0 * (size - 1) / size * total; };
+  const auto moved = [rounds](double total, int size) {
+    return static_cast<double>(rounds) * (size - 1) / size * total;
+  };
   const double bus =
       (local == 2 ? terms_.bus_pair.value : terms_.bus.value) * terms_.message_share.value;
   const double inside = moved(bytes, local) / bus;
   const double between = moved(bytes / local, hosts) / (cluster_.link_gbps * kBytesPerGbit);
-  const int stages = 2 * std::bit_width(static_cast<unsigned>(hosts - 1));  // up a tree and down
+  const int stages = rounds * std::bit_width(static_cast<unsigned>(hosts - 1));  // of a tree
   return terms_.reduce_seconds.value + stages * terms_.hop_seconds.value +
          std::max(inside, between);
 }
@@ -180,7 +189,10 @@ CostPrediction predict_cost(const std::string& model_dir, const EngineConfig& co
       read_model_config(model_dir, config.hf_overrides, config.rope_scaling_factor, config_dialect);
   EngineConfig resolved = resolve_engine_config(config, model);
   const auto sizes = make_sizes(device, config.dtype);
+  // Context shards are predicted for devices whose backend does not have them yet.
+  const int cp = std::exchange(resolved.cp, 1);
   take_device_defaults(resolved, model, *sizes);
+  resolved.cp = cp;
   const CostModel costs(model, resolved, *sizes, *rates, device.num_sms, cluster);
   return {plan_with_remedies(resolved, model, *sizes, device.bytes),
           costs.prefill(resolved.session_len), costs.decode(resolved.session_len, sequences),

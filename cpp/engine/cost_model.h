@@ -32,6 +32,7 @@ class CostModel {
   double product_seconds(int64_t rows, int64_t out, int64_t in) const;
   double attention_seconds(int64_t rows, int64_t position) const;
   double ranks_seconds(int64_t rows) const;
+  double collective_seconds(double bytes, int rounds) const;
   int64_t qkv_features() const;
 
   const ModelConfig& model_;

@@ -12,8 +12,8 @@ constexpr std::string_view kSeconds = "s";
 constexpr std::string_view kShare = "share";
 constexpr std::string_view kDecodeRecord = "benchmarks/results/cuda_decode-h100.json";
 
-constexpr Term kv_share(std::string_view format, double value) {
-  return {format, value, kShare, kDecodeRecord};
+constexpr Term codes(std::string_view name, double value) {
+  return {name, value, kBytes, kDecodeRecord};
 }
 
 constexpr std::array kRates = {
@@ -39,11 +39,12 @@ const CommonTerms kCommonTerms = {
         {"clock_gain", 1.24, kShare,
          "NVIDIA's boost clock of an H100, 1980 MHz, over the 1600 MHz under attention of "
          "benchmarks/NOTES.md"},
-    .int8_gain = {"int8_gain", 1.16, kShare, "benchmarks/NOTES.md: products in eight bits, least"},
-    .kv_read_share = {kv_share("kv_read_share auto", 0.97), kv_share("kv_read_share int8", 0.88),
-                      kv_share("kv_read_share fp8", 0.88), kv_share("kv_read_share int8_fp8", 0.88),
-                      kv_share("kv_read_share int8_int4", 0.78),
-                      kv_share("kv_read_share int4", 0.69)},
+    .int8_gain = {"int8_gain", 1.28, kShare,
+                  "benchmarks/NOTES.md: products in eight bits, 1.23 to 1.31"},
+    .kv_read_share = {"kv_read_share", 0.97, kShare, kDecodeRecord},
+    .kv_codes = {codes("kv_codes int8", 2.64e12), codes("kv_codes fp8", 2.66e12),
+                 codes("kv_codes int8_fp8", 2.64e12), codes("kv_codes int8_int4", 2.34e12),
+                 codes("kv_codes int4", 2.07e12)},
     .layer_seconds = {"layer_seconds", 15e-6, kSeconds,
                       "fitted: decode at 2048, batch 1 of "
                       "benchmarks/results/cuda_reference_job-nvidia-h100.json"},
@@ -75,10 +76,10 @@ std::string measured_devices() {
 
 std::vector<CostTerm> list_terms(const DeviceRates& rates) {
   const CommonTerms& c = kCommonTerms;
-  std::vector<Term> terms = {rates.product,   rates.copy,       c.attention_share, c.clock_gain,
-                             c.int8_gain,     c.layer_seconds,  c.bus_pair,        c.bus,
-                             c.message_share, c.reduce_seconds, c.hop_seconds};
-  terms.insert(terms.end(), c.kv_read_share.begin(), c.kv_read_share.end());
+  std::vector<Term> terms = {rates.product, rates.copy,      c.attention_share, c.clock_gain,
+                             c.int8_gain,   c.kv_read_share, c.layer_seconds,   c.bus_pair,
+                             c.bus,         c.message_share, c.reduce_seconds,  c.hop_seconds};
+  terms.insert(terms.end(), c.kv_codes.begin(), c.kv_codes.end());
   std::vector<CostTerm> list;
   list.reserve(terms.size());
   for (const Term& t : terms) {

@@ -34,7 +34,10 @@ struct CommonTerms {
   Term attention_share;  ///< of DeviceRates::product, in prefill attention
   Term clock_gain;       ///< of the clock where part of a device idles, over its clock at full load
   Term int8_gain;        ///< of prefill_attention="int8" over bfloat16
-  std::array<Term, kKvFormatNames.size()> kv_read_share;  ///< of DeviceRates::copy, in decode
+  Term kv_read_share;    ///< of DeviceRates::copy, in decode attention
+  /// Bytes of keys and values in codes a second, which arithmetic limits: of each format but
+  /// kNative, in their order.
+  std::array<Term, kKvFormatNames.size() - 1> kv_codes;
   Term layer_seconds;   ///< of a layer's small kernels, whatever the bytes
   Term bus_pair;        ///< all-reduce among two GPUs of a host, NCCL's bus bandwidth
   Term bus;             ///< the same among more

@@ -29,7 +29,7 @@ struct Shard {
 
 /// The sizes of a group that can run the model with cp_size context shards, ascending, up to
 /// kMaxTp.
-inline constexpr int kMaxTp = 64;
+inline constexpr int kMaxTp = 512;
 std::vector<int> possible_tp(const ModelConfig& config, int cp_size = 1);
 /// The numbers of context shards with which a group of tp_size ranks can run the model, ascending.
 std::vector<int> possible_cp(const ModelConfig& config, int tp_size);

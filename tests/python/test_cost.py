@@ -49,6 +49,16 @@ def test_prefill_of_one_gpu_is_as_measured(folder: Path, tokens: int) -> None:
     assert predicted == pytest.approx(MEASURED[f"prefill {tokens}"], rel=TOLERANCE)
 
 
+def test_a_million_tokens_on_one_gpu_are_as_measured(folder: Path) -> None:
+    measured = json.loads((RESULTS / "cuda_million-nvidia-h200.json").read_text())
+    names = ("kv_cache_dtype", "prefill_attention", "cache_max_entry_count")
+    options = {name: measured["options"][name] for name in names}
+    cost = predict(folder, measured["passkey"]["prompt_tokens"], device="h200", **options)
+    assert cost.prefill.total == pytest.approx(measured["passkey"]["prefill_s"], rel=TOLERANCE)
+    token = measured["passkey"]["decode_s_per_token"]
+    assert cost.decode.total == pytest.approx(token, rel=TOLERANCE)
+
+
 def test_decode_of_one_gpu_is_as_measured(folder: Path) -> None:
     long = predict(folder, 131072).decode.total
     assert long == pytest.approx(MEASURED["decode at 131072"], rel=TOLERANCE)
@@ -90,6 +100,17 @@ def test_no_prediction_is_below_the_floor(folder: Path) -> None:
         assert cost.prefill.limit == "attention"
 
 
+def test_context_shards_split_keys_but_not_the_products_around_attention(folder: Path) -> None:
+    heads = predict(folder, 131072, tp=8)
+    both = predict(folder, 131072, tp=16, cp=2)  # the same heads, half of the keys
+    assert both.prefill.attention == pytest.approx(heads.prefill.attention / 2, rel=0.02)
+    assert both.decode.attention == pytest.approx(heads.decode.attention / 2)
+    assert both.memory.session_kv_bytes == pytest.approx(
+        heads.memory.session_kv_bytes / 2, rel=0.01
+    )
+    assert heads.prefill.products / 2 < both.prefill.products < heads.prefill.products
+
+
 def test_ranks_pay_for_what_they_tell_each_other(folder: Path) -> None:
     cost = predict(folder, 131072, tp=8)
     # By hand: two sums of [tokens, 4096] bfloat16 a layer and one in float32, at 355 GB/s
@@ -129,11 +150,11 @@ def test_every_term_has_a_source_and_those_of_records_are_theirs(folder: Path) -
     assert terms["attention_share"].value == pytest.approx(share, rel=0.05)
     decode = json.loads((RESULTS / "cuda_decode-h100.json").read_text())
     rates = {r["name"]: r["rate"] for r in decode["results"]}
-    for name in terms:
-        if name.startswith("kv_read_share "):
-            shape = "decode D 128 heads 32/8 keys 131072 batch 1 block_len 64 KV "
-            share = rates[shape + name.split()[1]] / rates["copy of 1 GiB"]
-            assert terms[name].value == pytest.approx(share, rel=0.05), name
+    shape = "decode D 128 heads 32/8 keys 131072 batch 1 block_len 64 KV "
+    share = rates[shape + "auto"] / rates["copy of 1 GiB"]
+    assert terms["kv_read_share"].value == pytest.approx(share, rel=0.05)
+    for name in ("int8", "fp8", "int8_fp8", "int8_int4", "int4"):
+        assert terms[f"kv_codes {name}"].value == pytest.approx(1e9 * rates[shape + name], rel=0.05)
 
 
 def test_what_cannot_be_predicted_is_named(folder: Path) -> None:

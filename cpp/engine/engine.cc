@@ -436,13 +436,13 @@ bool Engine::follow(const std::string& model_dir, const EngineConfig& config,
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() = default;
 
-RequestHandle Engine::submit(Request request, std::shared_ptr<Signal> signal) {
+RequestHandle Engine::submit(Request request, const std::shared_ptr<Signal>& signal) {
   std::vector<Request> requests;
   requests.push_back(std::move(request));
-  return submit_all(std::move(requests), std::move(signal)).front();
+  return submit_all(std::move(requests), signal).front();
 }
 std::vector<RequestHandle> Engine::submit_all(std::vector<Request> requests,
-                                              std::shared_ptr<Signal> signal) {
+                                              const std::shared_ptr<Signal>& signal) {
   return impl_->submit(std::move(requests), signal);
 }
 void Engine::check(const Request& request) const { impl_->lengths_of(request); }

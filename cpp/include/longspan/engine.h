@@ -77,12 +77,12 @@ class LONGSPAN_API Engine {
   /// Validates and queues a request; the work happens in the background.
   /// Throws ContextTooLong, CapacityError, InvalidArgument or EngineClosed before any work.
   /// signal: notified whenever the request moves on; null: none.
-  RequestHandle submit(Request request, std::shared_ptr<Signal> signal = nullptr);
+  RequestHandle submit(Request request, const std::shared_ptr<Signal>& signal = nullptr);
 
   /// submit() of several that enter together, so that where nothing else runs each meets the same
   /// company every time; all of them, or none where one is refused.
   std::vector<RequestHandle> submit_all(std::vector<Request> requests,
-                                        std::shared_ptr<Signal> signal = nullptr);
+                                        const std::shared_ptr<Signal>& signal = nullptr);
 
   /// Throws what submit() would, without submitting.
   void check(const Request& request) const;

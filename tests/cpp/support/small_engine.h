@@ -10,6 +10,7 @@ namespace longspan::test {
 /// An engine for a TinyLlama: four sequences of at most 512 tokens.
 inline EngineConfig small_config() {
   EngineConfig config;
+  config.device = "cpu";  // bit for bit is the CPU's promise
   config.dtype = "float32";
   config.num_threads = 2;
   config.session_len = 512;

@@ -30,9 +30,11 @@ void for_each_run(const KvShape& shape, BlockByte* block, int64_t tokens, RowByt
       const int64_t row_bytes = order.row_bytes(part);
       const int64_t parameter_bytes = order.row_bytes(by);
       for (int token = 0; token < tokens; ++token) {
-        for (int64_t at = 0; at < row_bytes; at += kChunkBytes) {
-          const int64_t offset = tile.chunk_offset(token, static_cast<int>(at / kChunkBytes));
-          move(in_block + tile.offset + offset, row + token * row_bytes + at,
+        for (int chunk = 0; chunk < tile.row_bytes / kChunkBytes * tile.panels; ++chunk) {
+          const int64_t at = chunk * kChunkBytes;
+          if (at >= row_bytes) break;  // what is left of the tile's row lies behind the head
+          move(in_block + tile.offset + tile.chunk_offset(token, chunk),
+               row + token * row_bytes + at,
                static_cast<size_t>(std::min(kChunkBytes, row_bytes - at)));
         }
         // A token's parameters begin as in its row; those of dims behind the head follow.

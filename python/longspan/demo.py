@@ -108,6 +108,8 @@ class Demo:
         """Throws InvalidArgument, Unsupported or CheckpointError."""
         if not output_dir.is_dir():
             raise InvalidArgument(f"output_dir: expected a directory, got {output_dir}")
+        if max_length < 256:
+            raise InvalidArgument(f"max_length: expected at least 256 tokens, got {max_length}")
         style.figure_class()
         self._model = Path(model) if model else smollm2.gguf_path()
         self._lengths = lengths_up_to(max_length)

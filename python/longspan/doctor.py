@@ -44,7 +44,7 @@ def examine() -> Iterator[Check]:
     yield Check("CPU", OK, cpu.detail)
     yield _memory()
     yield _cache_directory()
-    cards = _pci_gpus()
+    cards = nvidia_gpus()
     if cards == 0 and not cuda.available:
         yield Check("GPU", ABSENT, 'no NVIDIA GPU on the PCI bus; device="cpu" works')
         return
@@ -97,7 +97,9 @@ def _cache_directory() -> Check:
     return Check("cache directory", OK, f"{folder}, {free / _GIB:.1f} GiB free")
 
 
-def _pci_gpus() -> int:
+def nvidia_gpus() -> int:
+    """NVIDIA's GPUs in this machine, whether or not a driver knows them."""
+
     def read(path: Path) -> str:
         try:
             return path.read_text().strip()

@@ -43,6 +43,11 @@ def split_prompts(prompts: Any) -> tuple[list[Any], bool]:
 
 def token_ids(value: Any, what: str, vocab_size: int) -> TokenIds:
     """A sequence of ids as int32. Throws InvalidArgument naming `what`."""
+    if isinstance(value, (str, bytes)):
+        raise InvalidArgument(
+            f"{what}: expected token ids, got {type(value).__name__}; pipe.tokenizer.encode() "
+            "makes them of a string"
+        )
     try:
         ids = np.asarray(value)
     except (TypeError, ValueError, OverflowError) as error:  # ragged, or on a device

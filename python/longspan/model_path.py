@@ -34,9 +34,12 @@ def resolve_model(
 
         if not hub.is_repo_id(str(model)) or path.parent.exists():
             raise CheckpointError(
-                f"{path}: expected a model directory or a .gguf file, got nothing there"
+                f"{path}: expected a model directory, a .gguf file or a hub id "
+                "(organisation/name), got nothing there"
             )
         path = hub.download(str(model), revision, download_dir, use_safetensors)
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{path}: expected a model directory, got one without config.json")
     if use_safetensors:
         return path
     from longspan import torch_weights

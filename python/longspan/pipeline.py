@@ -29,6 +29,7 @@ from longspan._core import (
 )
 from longspan.chat_template import ChatTemplate
 from longspan.config import EngineConfig, GenerationConfig
+from longspan.describe import describe, idle_gpu
 from longspan.generation import Generation, submit
 from longspan.inputs import TokenIds, split_prompts, token_ids
 from longspan.model_path import resolve_model
@@ -42,6 +43,10 @@ _log = logging.getLogger("longspan")
 _BEYOND_NATIVE = (
     "a sequence may reach {length} tokens, beyond the {native} the model was trained for, and its "
     "RoPE is not scaled: expect nonsense there, or set rope_scaling_factor (this is said once)"
+)
+_IDLE_GPU = (
+    'device: "auto" took the CPU, though this machine has an NVIDIA GPU: {why} (longspan doctor '
+    'says more; device="cpu" takes the CPU without this warning)'
 )
 
 
@@ -96,8 +101,13 @@ class Pipeline:
                 str(model_dir), native, lambda done, total: bar.update(done / 1e6, total / 1e6)
             )
         self._warned = False
-        info = self.engine.model
-        _log.info("%s on %s, %s; RoPE: %s", model_dir, info.backend, info.dtype, info.rope)
+        _log.info("%s: %s", model_dir, describe(self.engine.model))
+        if config.device == "auto" and (why := idle_gpu()):
+            warnings.warn(_IDLE_GPU.format(why=why), stacklevel=_user_level())
+
+    def __repr__(self) -> str:
+        tokens = self.engine.config.session_len
+        return f"<Pipeline: {describe(self.engine.model)}; session_len {tokens}>"
 
     def __call__(self, prompts: Any, gen_config: Any = None, **options: Any) -> Any:
         """infer()."""

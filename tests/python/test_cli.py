@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,13 @@ def test_version_and_help() -> None:
         ["doctor"],
         ["eval"],
         ["eval", "passkey"],
+        ["eval", "needle"],
+        ["eval", "ppl"],
     ):
         result = call(*command, "--help")
         assert result.exit_code == 0
         assert "Usage" in result.output
+        assert "…" not in result.output  # whole names, on 80 columns
 
 
 def test_the_command_starts_fast() -> None:
@@ -135,9 +139,24 @@ def test_plan(tiny_llama: TinyLlama, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("word", "tokens"), [("700", 700), ("2k", 2048), ("1M", 1048576), ("2x", None), ("k", None)]
+)
+def test_counts_of_tokens(tiny_llama: TinyLlama, word: str, tokens: int | None) -> None:
+    result = call("plan", tiny_llama(), "--session-len", word, "--json", "-")
+    if tokens is None:
+        assert result.exit_code == 2
+        assert "expected a number of tokens, such as 65536 or 64k, got " + word in result.stderr
+    else:
+        assert json.loads(result.stdout)["session_len"] == tokens
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["plan", "/no/such/model"], "error: /no/such/model: expected a model directory"),
+        (["plan", "/"], "error: /: expected a model directory, got one without config.json"),
+        (["demo", "--max-length", 255], "error: max_length: expected at least 256 tokens"),
+        (["generate", "{}", "--file", "/no/file"], "error: /no/file: expected a text file"),
         (["eval", "passkey", "{}", "--length", 60], "error: length: expected at least"),
         (["eval", "ppl", "{}", "--length", 10**7], "error: text: expected at least 10000000"),
         (
@@ -185,6 +204,39 @@ def test_generate_streams(tiny_llama: TinyLlama) -> None:
         process.wait()
 
 
+@contextlib.contextmanager
+def on_a_terminal(*args: Any) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """longspan with a terminal for all of its files, and our end of that."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "longspan.cli", *map(str, args)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    os.close(theirs)
+    try:
+        yield process, ours
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def test_generate_says_what_it_ran_on_and_why_it_ended(tiny_llama: TinyLlama) -> None:
+    limits = ["--dtype", "float32", "--session-len", 40, "--max-new-tokens", 60]
+    with on_a_terminal("generate", tiny_llama(), "Hi", "--raw", *limits) as (_, ours):
+        seen = ""
+        with contextlib.suppress(OSError):  # the end of a terminal whose other end is gone
+            while part := os.read(ours, 65536):
+                seen += part.decode("utf-8", "replace")
+    assert "threads), float32; RoPE: default, theta 10000, unscaled" in seen
+    assert "2 tokens in, 0 of them cached" in seen and "38 out at" in seen
+    assert "The context is full" in seen
+
+
 def test_chat_takes_lines(tiny_llama: TinyLlama, tmp_path: Path) -> None:
     note = tmp_path / "note.txt"
     note.write_text("The key is 7.")
@@ -203,7 +255,7 @@ def test_chat_takes_lines(tiny_llama: TinyLlama, tmp_path: Path) -> None:
     model = tiny_llama(max_position_embeddings=256)
     result = call("chat", model, "--max-new-tokens", 8, stdin="\n".join(lines))
     assert result.exit_code == 0, result.output
-    assert "/no/such/file: expected text" in result.stderr
+    assert "/no/such/file: expected a text file" in result.stderr
     assert "note.txt: 13 tokens, in front of your next prompt" in result.stderr
     assert "300" not in result.stdout
     assert "/nonsense: expected one of" in result.stderr
@@ -220,29 +272,18 @@ def test_chat_on_a_terminal(tiny_llama: TinyLlama) -> None:
     """A gauge and statistics after each turn; Ctrl-C stops an answer, Ctrl-D ends it all."""
     model = tiny_llama(max_position_embeddings=1000)
     options = ["--session-len", "150000", "--rope-scaling-factor", "150"]
-    command = [sys.executable, "-m", "longspan.cli", "chat", str(model), *options]
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*command, "--max-new-tokens", "140000"],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    os.close(theirs)
-    seen = ""
+    with on_a_terminal("chat", model, *options, "--max-new-tokens", 140_000) as (process, ours):
+        seen = ""
 
-    def read_until(text: str) -> None:
-        nonlocal seen
-        deadline = time.monotonic() + 120
-        while text not in seen:
-            assert time.monotonic() < deadline, seen[-2000:]
-            if select.select([ours], [], [], 1.0)[0]:
-                seen += os.read(ours, 65536).decode("utf-8", "replace")
-        seen = seen.partition(text)[2]
+        def read_until(text: str) -> None:
+            nonlocal seen
+            deadline = time.monotonic() + 120
+            while text not in seen:
+                assert time.monotonic() < deadline, seen[-2000:]
+                if select.select([ours], [], [], 1.0)[0]:
+                    seen += os.read(ours, 65536).decode("utf-8", "replace")
+            seen = seen.partition(text)[2]
 
-    try:
         read_until("> ")
         os.write(ours, b"Tell me everything\n")
         read_until("Tell me everything\r\n")
@@ -255,10 +296,6 @@ def test_chat_on_a_terminal(tiny_llama: TinyLlama) -> None:
         read_until("> ")
         os.write(ours, b"\x04")
         assert process.wait(timeout=30) == 0
-    finally:
-        process.kill()
-        process.wait()
-        os.close(ours)
 
 
 def test_the_gauge_marks_the_trained_length() -> None:

@@ -23,7 +23,7 @@ def checks() -> dict[str, doctor.Check]:
 
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "_pci_gpus", lambda: 0)
+    monkeypatch.setattr(doctor, "nvidia_gpus", lambda: 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
@@ -56,7 +56,7 @@ def test_a_gpu_without_its_software_is_broken(
     def missing(name: str) -> Any:
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(doctor, "_pci_gpus", lambda: 2)
+    monkeypatch.setattr(doctor, "nvidia_gpus", lambda: 2)
     monkeypatch.setattr(doctor.ctypes, "CDLL", missing)
     why = SimpleNamespace(available=False, detail="no NVIDIA driver was found")
     monkeypatch.setattr(doctor, "backends", lambda: [SimpleNamespace(detail="any"), why])

@@ -343,9 +343,12 @@ def test_the_time_left_follows_the_square(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("longspan.eval.watch.time.monotonic", lambda: clock[0])
     # Without weights a cell costs the square of its tokens alone: 1, 4 and 16 units.
     model = SimpleNamespace(num_parameters=0, num_layers=1, num_heads=1, head_dim=1)
+    model.backend, model.dtype, model.rope = "cpu", "float32", "default"
     cells = [{"n": 1000}, {"n": 2000}, {"n": 4000}]
     shown = watch.Watch(cells, lambda c: c["n"], lambda c: f"cell {c['n']}", lines.append)
     with shown.shown(model):
+        assert lines == ["cpu, float32; RoPE: default"]
+        lines.clear()
         assert shown.seconds_left() is None
         with shown.cell(cells[0]):
             clock[0] += 3.0
@@ -359,6 +362,8 @@ def test_the_time_left_follows_the_square(monkeypatch: pytest.MonkeyPatch) -> No
         assert lines == [
             "2 of 3: cell 2000: 2,000 of 2,000 tokens, 10 tokens/s, 0.002 TFLOP/s, 48 s left in all"
         ]
+    with shown.shown(model):
+        assert len(lines) == 1  # what the last engine was too
     assert [watch.duration(s) for s in (0.4, 89, 100, 6000, 11_100)] == [
         "0 s",
         "89 s",

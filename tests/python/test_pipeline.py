@@ -9,7 +9,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -302,6 +304,49 @@ def test_threads_may_share_a_pipeline(pipe: Pipeline) -> None:
     for thread in threads:
         thread.join()
     assert results == {i: [expected[i]] * 5 for i in range(4)}
+
+
+def test_a_pipeline_says_what_it_runs_on(pipe: Pipeline) -> None:
+    info = pipe.engine.model
+    assert repr(pipe) == (
+        f"<Pipeline: {info.backend}, float32; RoPE: default, theta 10000, unscaled, native length "
+        "512 tokens; session_len 512>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "usable", "told"),
+    [
+        ("auto", 1, False, True),
+        ("auto", 0, False, False),
+        ("auto", 1, True, False),
+        ("cpu", 1, False, False),
+    ],
+)
+def test_a_gpu_that_auto_leaves_idle_is_told(
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    gpus: int,
+    usable: bool,
+    told: bool,
+) -> None:
+    cuda = SimpleNamespace(available=usable, detail="no driver was found")
+    monkeypatch.setattr("longspan.describe.backends", lambda: (None, cuda))
+    monkeypatch.setattr("longspan.describe.nvidia_gpus", lambda: gpus)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pipeline(model, replace(FAST, device=device)).close()
+    said = [str(warning.message) for warning in caught if "NVIDIA GPU" in str(warning.message)]
+    assert len(said) == told
+    assert all("no driver was found" in line for line in said)
+    assert all(w.filename == __file__ for w in caught if "NVIDIA GPU" in str(w.message))
+
+
+def test_text_where_token_ids_belong(pipe: Pipeline) -> None:
+    for text in ("hello", b"hello"):
+        with pytest.raises(InvalidArgument, match=r"got (str|bytes); pipe\.tokenizer\.encode"):
+            pipe.get_ppl([text])
 
 
 def test_beyond_the_trained_length_unscaled_is_said_once(model: Path) -> None:

@@ -10,9 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longspan._core import LongspanError
-from longspan.cli.options import COMPUTE, SOURCE, Model, Temperature, TopK, TopP, engine_options
-from longspan.cli.terminal import show
+from longspan.cli.options import (
+    COMPUTE,
+    SOURCE,
+    Model,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    engine_options,
+    tokens,
+)
+from longspan.cli.terminal import say, show, statistics
 from longspan.config import EngineConfig, GenerationConfig
+from longspan.describe import describe
+from longspan.eval.text import from_file
 
 if TYPE_CHECKING:
     from longspan.pipeline import Pipeline
@@ -38,23 +50,24 @@ _WIDTH = 40  # of the gauge, in characters
 )
 def chat(
     model: Model,
-    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(parser=tokens, metavar="TOKENS", help="Most tokens of an answer.")
+    ] = 512,
     temperature: Temperature = None,
     top_p: TopP = None,
     top_k: TopK = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same answers.")] = None,
+    seed: Seed = None,
     *,
     options: dict[str, Any],
 ) -> None:
     """Talk with a model. Turns stay cached, so that each computes only what is new; a gauge shows
     how much of the context is taken and where the trained length ends.
 
+    \b
     Examples:
-
-        longspan chat MODEL
-
-        longspan chat MODEL --session-len 65536 --rope-scaling-factor 8 --temperature 0.7
+      longspan chat MODEL
+      longspan chat MODEL --session-len 64k --rope-scaling-factor 8 --temperature 0.7
     """
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -82,7 +95,7 @@ class Chat:
     def run(self) -> None:
         if self._asks:
             _edit_lines()
-            _say(f"{self._pipe.engine.model.backend}; /help for help")
+            say(f"{describe(self._pipe.engine.model)}; /help for help")
         while True:
             try:
                 line = input("> " if self._asks else "")
@@ -98,10 +111,10 @@ class Chat:
                 elif line.strip():
                     self._turn(line)
             except LongspanError as error:
-                _say(f"error: {error}")
+                say(f"error: {error}")
             except KeyboardInterrupt:
                 print()
-                _say("stopped; this turn is forgotten")
+                say("stopped; this turn is forgotten")
 
     def _command(self, line: str) -> bool:
         """False to leave."""
@@ -110,7 +123,7 @@ class Chat:
         if name == "/quit":
             return False
         if name == "/help":
-            _say(_COMMANDS)
+            say(_COMMANDS)
         elif name == "/reset":
             self._session.reset()
             self._files.clear()
@@ -120,18 +133,14 @@ class Chat:
         elif name == "/file" and argument:
             self._file(Path(argument).expanduser())
         else:
-            _say(f"error: {name}: expected one of\n{_COMMANDS}")
+            say(f"error: {name}: expected one of\n{_COMMANDS}")
         return True
 
     def _file(self, path: Path) -> None:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            _say(f"error: {path}: expected text in UTF-8, {error}")
-            return
+        text = from_file(path).text
         self._files.append(f"{path.name}:\n\n{text}\n\n")
         tokens = len(self._pipe.tokenizer.encode(text, add_special_tokens=False))
-        _say(f"{path.name}: {tokens:,} tokens, in front of your next prompt")
+        say(f"{path.name}: {tokens:,} tokens, in front of your next prompt")
 
     def _turn(self, prompt: str) -> None:
         for piece in self._session.stream("".join(self._files) + prompt):
@@ -141,20 +150,20 @@ class Chat:
         response = self._session.response
         assert response is not None
         if response.error_message is not None:
-            _say(f"error: {response.error_message}")
+            say(f"error: {response.error_message}")
         elif self._asks:
             self._show(response)
 
     def _show(self, response: Response) -> None:
         engine = self._pipe.engine
         used, native = self._session.num_tokens, engine.model.native_length
-        _say(gauge(used, engine.config.session_len, native))
-        _say(statistics(response))
+        say(gauge(used, engine.config.session_len, native))
+        say(statistics(response))
         session = self._session
         if session.recomputed_why is not None:
-            _say(f"{session.recomputed:,} tokens prefilled again: {session.recomputed_why}")
+            say(f"{session.recomputed:,} tokens prefilled again: {session.recomputed_why}")
         if response.context_full:
-            _say("the context is full; /reset begins anew")
+            say("the context is full; /reset begins anew")
 
 
 def gauge(used: int, session_len: int, native: int) -> str:
@@ -166,21 +175,6 @@ def gauge(used: int, session_len: int, native: int) -> str:
         cells.insert(round(_WIDTH * native / session_len), "|")
         text += f", trained to {native:,} (|)"
     return f"[{''.join(cells)}] {text}"
-
-
-def statistics(response: Response) -> str:
-    timings = response.timings
-    assert timings is not None
-    return (
-        f"{response.input_token_len:,} tokens in, {response.cached_tokens:,} of them cached, "
-        f"the rest at {timings.prefill_tokens_per_s:,.0f} tokens/s; "
-        f"{response.generate_token_len:,} out at {timings.decode_tokens_per_s:,.1f} tokens/s"
-    )
-
-
-def _say(text: str) -> None:
-    """To the terminal, but not into the answers, which may go to a file."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def _edit_lines() -> None:

@@ -18,24 +18,25 @@ _STYLES = {OK: "green", ABSENT: "dim", WARNING: "yellow", BROKEN: "red"}
 
 def doctor(
     device: Annotated[
-        str, typer.Option(help="Of the ranks of a launcher: auto, cpu or cuda.")
+        str,
+        typer.Option(metavar="DEVICE", help="Of the ranks of a launcher: auto, cpu or cuda."),
     ] = "auto",
     timeout: Annotated[
-        int, typer.Option(help="Seconds that ranks may take to come, and to answer.")
+        int,
+        typer.Option(metavar="SECONDS", help="That ranks may take to come, and to answer."),
     ] = 60,
     json: Json = None,
 ) -> None:
-    """Check what the engine needs of this machine, and say what to do where something is wrong.
+    """Check what the engine needs of this machine.
 
-    Under torchrun, mpirun or srun the ranks also meet, connect their devices and add up numbers;
-    rank 0 tells all, another rank what is broken, and which rank failed at which step. Exits with
-    1 when something is broken.
+    Where something is wrong it says what to do. Under torchrun, mpirun or srun the ranks also meet,
+    connect their devices and add up numbers; rank 0 tells all, another rank what is broken, and
+    which rank failed at which step. Exits with 1 when something is broken.
 
-    Example:
-
-        longspan doctor
-
-        torchrun --nproc-per-node 4 -m longspan.cli doctor
+    \b
+    Examples:
+      longspan doctor
+      torchrun --nproc-per-node 4 -m longspan.cli doctor
     """
     checks = list(examine())
     meeting = meet(device, timeout)

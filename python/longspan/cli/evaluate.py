@@ -8,7 +8,7 @@ from longspan.cli import needle, passkey, perplexity
 
 app = typer.Typer(
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     help="Measure whether a model still understands at a length.",
 )
 app.command()(passkey.passkey)

@@ -15,14 +15,17 @@ from longspan.cli.options import (
     SOURCE,
     Json,
     Model,
+    Seed,
     Temperature,
     TopK,
     TopP,
     command_line,
     engine_options,
+    tokens,
 )
-from longspan.cli.terminal import show
+from longspan.cli.terminal import say, show, statistics
 from longspan.config import EngineConfig, GenerationConfig
+from longspan.eval.text import from_file
 
 
 @engine_options(
@@ -39,12 +42,16 @@ def generate(
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt; - reads standard input.")
     ] = None,
-    file: Annotated[Path | None, typer.Option(help="Read the prompt from a file.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=0, help="Most tokens to generate.")] = 512,
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Read the prompt from a file.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(parser=tokens, metavar="TOKENS", help="Most tokens to generate.")
+    ] = 512,
     temperature: Temperature = None,
     top_p: TopP = None,
     top_k: TopK = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
+    seed: Seed = None,
     raw: Annotated[bool, typer.Option("--raw", help="Send no chat template.")] = False,
     save_context: Annotated[
         Path | None,
@@ -62,19 +69,15 @@ def generate(
     *,
     options: dict[str, Any],
 ) -> None:
-    """Continue a prompt, or answer it if the model has a chat template.
+    """Continue a prompt, or answer it if the model can chat.
 
+    \b
     Examples:
-
-        longspan generate MODEL "Why is the sky blue?" --max-new-tokens 64
-
-        longspan generate MODEL --file book.txt --session-len 65536 --rope-scaling-factor 8
-
-        git log | longspan generate MODEL - --raw --temperature 0.7 --seed 1
-
-        longspan generate MODEL --file book.txt --raw --max-new-tokens 0 --save-context book.ctx
-
-        longspan generate MODEL "Who did it?" --context book.ctx
+      longspan generate MODEL "Why is the sky blue?" --max-new-tokens 64
+      longspan generate MODEL --file book.txt --session-len 64k --rope-scaling-factor 8
+      git log | longspan generate MODEL - --raw --temperature 0.7 --seed 1
+      longspan generate MODEL --file book.txt --raw --max-new-tokens 0 --save-context book.ctx
+      longspan generate MODEL "Who did it?" --context book.ctx
     """
     text = _prompt(prompt, file)
     config = GenerationConfig(
@@ -84,6 +87,7 @@ def generate(
         top_k=top_k,
         random_seed=seed,
     )
+    from longspan.describe import describe
     from longspan.eval.record import Record, engine_facts, sha256_of_text
     from longspan.pipeline import pipeline
     from longspan.response import Response
@@ -109,6 +113,8 @@ def generate(
     ) as record:
         with pipeline(model, EngineConfig(max_batch_size=1, **options, **caching)) as pipe:
             record.describe(engine_facts(pipe.engine))
+            if sys.stderr.isatty():
+                say(describe(pipe.engine.model))
             asked: Any = text
             if load_context is not None:
                 before = pipe.load_context(load_context).token_ids
@@ -125,14 +131,20 @@ def generate(
         response = reduce(Response.extend, pieces)
         record.add(response)
         record.finish({"finish_reason": response.finish_reason})
+        if sys.stderr.isatty():
+            say(statistics(response))
+            if response.context_full:
+                say("The context is full: --session-len makes room for more.")
+            elif response.finish_reason == "length" and max_new_tokens > 0:
+                say("There would be more: it ended at --max-new-tokens.")
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:
     if (prompt is None) == (file is None):
         raise typer.BadParameter("expected a prompt, - or --file, and only one of them")
+    if file is not None:
+        return from_file(file).text
     try:
-        if file is not None:
-            return file.read_text(encoding="utf-8")
         return sys.stdin.read() if prompt == "-" else str(prompt)
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"prompt: expected text in UTF-8, {error}") from error
+        raise InvalidArgument(f"prompt: expected text in UTF-8, got {error}") from error

@@ -31,15 +31,16 @@ Depths = Annotated[
     typer.Option(metavar="P[,P...]", help="Percent of the text before it: 0,25,50,75,100."),
 ]
 NumDepths = Annotated[
-    int | None, typer.Option(min=1, help="So many depths from 0 to 100 instead of --depths.")
+    int | None,
+    typer.Option(min=1, metavar="N", help="So many depths from 0 to 100 instead of --depths."),
 ]
 Factors = Annotated[
     str | None,
     typer.Option(
         "--rope-scaling-factor",
         metavar="F[,F...]",
-        help="Dynamic NTK RoPE scaling with this factor, >= 1; 0: as the model says. Several: one "
-        "after another.",
+        help="Dynamic NTK RoPE scaling with this factor, >= 1; 0, the default: as the model says. "
+        "Several: one after another.",
     ),
 ]
 JsonLines = Annotated[

@@ -20,15 +20,24 @@ def needle(
     lengths: grid.Lengths,
     depths: grid.Depths = None,
     num_depths: grid.NumDepths = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Needles at each length and depth.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the needles.")] = 0,
+    rounds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Needles at each length and depth.")
+    ] = 1,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Which needles.")] = 0,
     haystack: Annotated[
-        Path | None, typer.Option(help="A text. Default: Python's language reference.")
+        Path | None,
+        typer.Option(metavar="FILE", help="A text. Default: Python's language reference."),
     ] = None,
-    needle: Annotated[str | None, typer.Option(help="A sentence of your own to hide.")] = None,
-    question: Annotated[str | None, typer.Option(help="What asks for it.")] = None,
-    answer: Annotated[str | None, typer.Option(help="What a right answer contains.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Room for the answer.")] = 32,
+    needle: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="A sentence of your own to hide.")
+    ] = None,
+    question: Annotated[str | None, typer.Option(metavar="TEXT", help="What asks for it.")] = None,
+    answer: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What a right answer contains.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, metavar="TOKENS", help="Room for the answer.")
+    ] = 32,
     raw: Annotated[bool, typer.Option("--raw", help="Send no chat template.")] = False,
     rope_scaling_factor: grid.Factors = None,
     json: Json = None,
@@ -39,15 +48,15 @@ def needle(
 ) -> None:
     """Hide a sentence in a long text and ask for it: needle in a haystack.
 
-    At every length and depth, prompt and answer take exactly the length. The score is OpenCompass's:
-    100 when the answer contains the keyword, else up to 20 for how close it comes to the needle.
+    At every length and depth, prompt and answer take exactly the length. The score is that of
+    OpenCompass: 100 when the answer contains the keyword, else up to 20 for how close it comes to
+    the needle.
 
+    \b
     Examples:
-
-        longspan eval needle MODEL --lengths 2k,8k,16k --rope-scaling-factor 0,4 --plot needle.png
-
-        longspan eval needle MODEL --lengths 128k --haystack book.txt --jsonl needle.jsonl
-    """  # noqa: E501
+      longspan eval needle MODEL --lengths 2k,8k,16k --rope-scaling-factor 0,4 --plot needle.png
+      longspan eval needle MODEL --lengths 128k --haystack book.txt --jsonl needle.jsonl
+    """
     from longspan.chat_template import ChatTemplate
     from longspan.eval import axes, text
     from longspan.eval import needle as evaluation

@@ -12,81 +12,133 @@ from typing import Annotated, Any
 import typer
 
 from longspan.config import EngineConfig
+from longspan.eval import axes
+
+
+def tokens(value: str | int) -> int:
+    """What an option that counts tokens takes: 65536, 64k or 1m."""
+    count = axes.count(str(value))
+    if count is None:
+        raise typer.BadParameter(f"expected a number of tokens, such as 65536 or 64k, got {value}")
+    return count
 
 
 def _rope_length(value: str) -> str | int:
-    return int(value) if value.isdecimal() else value
+    count = axes.count(value)
+    return value if count is None else count
 
 
 #: By their names in EngineConfig. None leaves an option at its default there.
 _ENGINE: dict[str, Any] = {
     "session_len": Annotated[
         int | None,
-        typer.Option(help="Longest prompt + output in tokens; may pass the trained length."),
+        typer.Option(
+            parser=tokens,
+            metavar="TOKENS",
+            help="Longest prompt + output, such as 65536, 64k or 1m (k is 1024). May pass the "
+            "trained length, which is the default.",
+        ),
     ],
     "rope_scaling_factor": Annotated[
         float | None,
-        typer.Option(help="Dynamic NTK RoPE scaling with this factor, >= 1; 0: as the model says."),
+        typer.Option(
+            metavar="FACTOR",
+            help="Dynamic NTK RoPE scaling with this factor, >= 1. Default: 0, as the model says.",
+        ),
     ],
     "rope_length": Annotated[
         str | None,
         typer.Option(
-            help="The length that RoPE is scaled for: request, prompt, session, bucket or tokens.",
+            metavar="LENGTH",
+            help="What RoPE is scaled for: request (prompt + output), prompt, session (the longest "
+            "there may be), bucket (the next power of two times the trained length) or a number of "
+            "tokens. Default: request; in a sweep the length that is measured.",
         ),
     ],
     "device": Annotated[
         str | None,
-        typer.Option(help="auto, cpu, cuda or cuda:N. auto takes a GPU where there is one."),
+        typer.Option(
+            metavar="DEVICE",
+            help="auto, cpu, cuda or cuda:N. Default: auto, a GPU where there is one.",
+        ),
     ],
     "tp": Annotated[
         int | None,
-        typer.Option(help="Tensor-parallel ranks: GPUs, or shares of the CPU's threads."),
+        typer.Option(
+            metavar="N",
+            help="Tensor-parallel ranks: GPUs, or shares of the CPU's threads. Default: 1.",
+        ),
     ],
     "cp": Annotated[
         int | None,
-        typer.Option(help="Context-parallel ranks among the tp: they share the KV cache."),
+        typer.Option(
+            metavar="N",
+            help="Context-parallel ranks among the tp: they share the KV cache. Default: 1.",
+        ),
     ],
-    "dtype": Annotated[str | None, typer.Option(help="auto, bfloat16 or float32.")],
+    "dtype": Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE",
+            help="bfloat16, float32 or auto, the default: bfloat16 where the device is fast in it.",
+        ),
+    ],
     "num_threads": Annotated[
-        int | None, typer.Option("--threads", help="CPU threads. Default: all there are.")
+        int | None,
+        typer.Option("--threads", metavar="N", help="CPU threads. Default: all there are."),
     ],
     "max_batch_size": Annotated[
-        int | None, typer.Option(help="Sequences that run at once. Default: 8.")
+        int | None, typer.Option(metavar="N", help="Sequences that run at once. Default: 8.")
     ],
     "max_prefill_token_num": Annotated[
         int | None,
-        typer.Option(help="Most prompt tokens in one step. Default: the device's best."),
+        typer.Option(
+            parser=tokens,
+            metavar="TOKENS",
+            help="Most prompt tokens in one step. Default: the device's best.",
+        ),
     ],
     "revision": Annotated[
-        str | None, typer.Option(help="Of a model of the hub: a branch, tag or commit.")
+        str | None,
+        typer.Option(metavar="NAME", help="Of a model of the hub: a branch, tag or commit."),
     ],
     "use_safetensors": Annotated[
         bool | None,
         typer.Option(
             "--use-safetensors/--no-safetensors",
-            help="Where the weights are; without, torch's .bin files are read, never run.",
+            help="Read weights from safetensors, the default, or from torch's .bin files: these "
+            "are converted once, and code in them is never run.",
         ),
     ],
     "cache_max_entry_count": Annotated[
         float | None,
-        typer.Option(help="KV cache: a fraction of the free memory or a number of blocks."),
+        typer.Option(
+            metavar="SHARE",
+            help="KV cache: a fraction of the free memory or a number of blocks. Default: 0.8.",
+        ),
     ],
     "kv_cache_dtype": Annotated[
         str | None,
         typer.Option(
+            metavar="FORMAT",
             help="KV cache: auto (as --dtype), int8, fp8, int8_fp8 (keys, values), int8_int4 or "
-            "int4."
+            "int4. Default: auto.",
         ),
     ],
     "prefill_attention": Annotated[
         str | None,
-        typer.Option(help="Products of queries and keys in prompts: auto (as --dtype) or int8."),
+        typer.Option(
+            metavar="FORMAT",
+            help="Products of queries and keys in prompts: auto (as --dtype) or, on Hopper GPUs, "
+            "int8. Default: auto.",
+        ),
     ],
     "enable_prefix_caching": Annotated[
         bool | None,
         typer.Option(
             "--prefix-caching/--no-prefix-caching",
-            help="Compute what prompts have in common at their beginning once. Default: off.",
+            help="Compute what prompts have in common at their beginning once. Default: on where "
+            "--depths or several --lengths make a sweep.",
         ),
     ],
 }
@@ -104,10 +156,19 @@ Model = Annotated[
     ),
 ]
 Temperature = Annotated[
-    float | None, typer.Option(help="Greedy unless this, --top-p or --top-k is given.")
+    float | None,
+    typer.Option(metavar="T", help="Greedy unless this, --top-p or --top-k is given."),
 ]
-TopP = Annotated[float | None, typer.Option(help="Nucleus: a share in (0, 1].")]
-TopK = Annotated[int | None, typer.Option(help="The most likely tokens; 0: all.")]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P", help="Draw from the likeliest tokens whose shares add up to P, in (0, 1]."
+    ),
+]
+TopK = Annotated[
+    int | None, typer.Option(metavar="N", help="Draw from the N likeliest tokens; 0: from all.")
+]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Same seed, same text.")]
 Json = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Write a record here; - for standard output."),

@@ -20,8 +20,10 @@ def passkey(
     lengths: grid.Lengths,
     depths: grid.Depths = None,
     num_depths: grid.NumDepths = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Prompts, each with its own key.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="Of the keys and their depths.")] = 0,
+    rounds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Prompts, each with its own key.")
+    ] = 5,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Which keys and depths.")] = 0,
     rope_scaling_factor: grid.Factors = None,
     json: Json = None,
     jsonl: grid.JsonLines = None,
@@ -36,12 +38,11 @@ def passkey(
     answer is the key. At one length every round has a depth of its own; with --depths, or at
     several lengths (then 0,25,50,75,100), every depth has all rounds.
 
+    \b
     Examples:
-
-        longspan eval passkey MODEL --length 16384 --rope-scaling-factor 4 --rounds 10 --json out.json
-
-        longspan eval passkey MODEL --lengths 4k,8k,16k --rounds 2 --plot passkey.png
-    """  # noqa: E501
+      longspan eval passkey MODEL --length 16k --rope-scaling-factor 4 --rounds 10 --json out.json
+      longspan eval passkey MODEL --lengths 4k,8k,16k --rounds 2 --plot passkey.png
+    """
     from longspan.eval import axes
     from longspan.eval import passkey as evaluation
     from longspan.tokenizer import Tokenizer

@@ -19,15 +19,23 @@ def ppl(
     model: Model,
     lengths: grid.Lengths,
     file: Annotated[
-        Path | None, typer.Option(help="A text. Default: Python's language reference.")
+        Path | None,
+        typer.Option(metavar="FILE", help="A text. Default: Python's language reference."),
     ] = None,
     windows: Annotated[
-        int, typer.Option(min=1, help="Consecutive windows of the longest length to read.")
+        int,
+        typer.Option(min=1, metavar="N", help="Consecutive windows of the longest length to read."),
     ] = 1,
-    form: Annotated[str, typer.Option(help="whole, sliding or by-position.")] = "whole",
+    form: Annotated[
+        str, typer.Option(metavar="FORM", help="whole, sliding or by-position.")
+    ] = "whole",
     stride: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens between sliding windows. Default: half a length."),
+        typer.Option(
+            min=1,
+            metavar="TOKENS",
+            help="From one sliding window to the next. Default: half a length.",
+        ),
     ] = None,
     rope_scaling_factor: grid.Factors = None,
     json: Json = None,
@@ -42,12 +50,11 @@ def ppl(
     sliding begins a window every --stride tokens and scores what the one before did not have;
     by-position tells the parts of the context apart. Every length reads the same tokens.
 
+    \b
     Examples:
-
-        longspan eval ppl MODEL --length 16384 --rope-scaling-factor 4 --file book.txt --windows 4
-
-        longspan eval ppl MODEL --length 16k --form by-position --rope-scaling-factor 0,2,4 --plot p.png
-    """  # noqa: E501
+      longspan eval ppl MODEL --length 16k --rope-scaling-factor 4 --file book.txt --windows 4
+      longspan eval ppl MODEL --length 16k --form by-position --rope-scaling-factor 0,4 --plot p.png
+    """
     from longspan.eval import axes, perplexity, text
     from longspan.eval.record import sha256_of_text
     from longspan.tokenizer import Tokenizer

@@ -58,33 +58,42 @@ def plan(
     model: Model,
     gpus: Annotated[
         str | None,
-        typer.Option(help="Predict time as well, on --tp of these: h100 or h200."),
+        typer.Option(metavar="NAME", help="Predict time as well, on --tp of these: h100 or h200."),
     ] = None,
     sequences: Annotated[
-        int, typer.Option(help="With --gpus: how many decode together, each after --session-len.")
+        int,
+        typer.Option(
+            metavar="N",
+            help="With --gpus: how many decode together, each after --session-len.",
+        ),
     ] = 1,
     gpus_per_host: Annotated[
-        int, typer.Option(help="With --gpus: how many reach each other through NVLink.")
+        int,
+        typer.Option(metavar="N", help="With --gpus: how many reach each other through NVLink."),
     ] = 8,
     link_gbps: Annotated[
-        float, typer.Option(help="With --gpus: of each GPU to other hosts, Gbit/s each way.")
+        float,
+        typer.Option(
+            metavar="GBPS", help="With --gpus: of each GPU to other hosts, Gbit/s each way."
+        ),
     ] = 400.0,
     json: Json = None,
     *,
     options: dict[str, Any],
 ) -> None:
-    """Say what memory a session length takes, without loading the weights, and with --gpus how
-    long a prefill of it and a token after it would.
+    """Say what memory and time a session would take.
+
+    Memory is reckoned without loading the weights; with --gpus, also how long the prefill of
+    --session-len tokens and a token after it would take.
 
     --device may also name a GPU that is not there: h100, h200, a100-80g, a100-40g, l40s or
     rtx4090. Exits with 1 when one sequence of --session-len does not fit; what would make it fit is
     then listed. Times are predicted from measurements of one GPU and of links, which --json lists.
 
-    Example:
-
-        longspan plan MODEL --session-len 1000000 --max-batch-size 1 --device h100
-
-        longspan plan MODEL --session-len 1000000 --max-batch-size 1 --gpus h200 --tp 8
+    \b
+    Examples:
+      longspan plan MODEL --session-len 1000000 --max-batch-size 1 --device h100
+      longspan plan MODEL --session-len 1000000 --max-batch-size 1 --gpus h200 --tp 8
     """
     if gpus is not None:
         if "device" in options:
@@ -106,18 +115,23 @@ def plan(
             fields["sequences"] = sequences
         write_json(json, {"model": model, "options": options} | fields)
     if json != "-":
-        _show(result)
+        _show(result, config.tp)
         if cost:
             _show_cost(cost, sequences)
     if not result.fits:
         raise typer.Exit(1)
 
 
-def _show(result: Any) -> None:
+def _show(result: Any, tp: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, show_header=False)
+    table = Table(
+        box=None,
+        show_header=False,
+        title=f"of each of {tp} ranks" if tp > 1 else None,
+        title_justify="left",
+    )
     table.add_column()
     table.add_column(justify="right")
     for name, field in _PARTS.items():

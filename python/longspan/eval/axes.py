@@ -14,13 +14,18 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20}
 _Value = TypeVar("_Value", int, float)
 
 
+def count(word: str) -> int | None:
+    """A number of tokens: 16384, 16k or 1m, where k is 1024 and m is 1024 k. None for no such."""
+    match = re.fullmatch(r"([0-9]{1,18})([km]?)", word.lower())
+    return int(match[1]) * _UNITS[match[2]] if match else None
+
+
 def lengths(text: str) -> list[int]:
-    """Ascending token counts of 2 or more; k is 1024 and m is 1024 k. Throws InvalidArgument."""
+    """Ascending token counts of 2 or more, each as count() reads it. Throws InvalidArgument."""
 
     def one(word: str) -> int | None:
-        match = re.fullmatch(r"([0-9]{1,18})([km]?)", word.lower())
-        count = int(match[1]) * _UNITS[match[2]] if match else 0
-        return count if count >= 2 else None
+        tokens = count(word)
+        return tokens if tokens is not None and tokens >= 2 else None
 
     return sorted(_list("length", "token counts from 2 on, such as 2k,8k,16384", text, one))
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from longspan.describe import describe
 from longspan.eval.heartbeat import INTERVAL
 from longspan.progress import ProgressCallback, rate
 
@@ -31,7 +32,7 @@ class Watch:
         say: Callable[[str], None],
     ) -> None:
         """cells: those still to be measured. tokens: those a cell's prompt has. name: of a cell, as
-        a reader sees it. say: prints a line where there is no terminal."""
+        a reader sees it. say: prints a line on stderr, without a bar."""
         self._cells = list(cells)
         self._tokens = tokens
         self._name = name
@@ -41,10 +42,14 @@ class Watch:
         self._spent = 0.0
         self._said = time.monotonic()
         self._bar: Any = None
+        self._described = ""
 
     @contextmanager
     def shown(self, model: ModelInfo) -> Iterator[None]:
-        """While the cells of one engine are measured."""
+        """While the cells of one engine are measured. Says what it runs on where that is new."""
+        if (what := describe(model)) != self._described:
+            self._described = what
+            self._say(what)
         layers = model.num_layers * model.num_heads * model.head_dim
         self._work = lambda n: 2.0 * model.num_parameters * n + 2.0 * layers * n * n
         if not sys.stderr.isatty():

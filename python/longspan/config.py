@@ -119,7 +119,9 @@ class _Options:
 class EngineConfig(_Options):
     """How the engine is built. TurbomindEngineConfig is the same class.
 
-    dtype: "auto", "bfloat16" or "float32".
+    device: "cpu", "cuda", "cuda:N" or "auto", a GPU where one can be used and else the CPU.
+    dtype: "bfloat16", "float32" or "auto", bfloat16 where the device is fast in it; a GPU has
+        bfloat16 alone.
     tp: tensor-parallel ranks: GPUs 0 to tp - 1, or shares of a CPU's threads. A size that does not
         divide the model's heads is refused with those that do. Under torchrun, mpirun or srun
         with tp processes these are the ranks: rank 0's pipeline() returns, the others' serve it
@@ -147,8 +149,11 @@ class EngineConfig(_Options):
     use_safetensors: False takes the weights from torch's .bin files instead, which are read with
         weights_only, so that none of their code runs, and converted once into the user's cache.
     hf_overrides: merged into the model's config.json.
-    deterministic: the same bits whatever else runs; on a CPU always so.
+    deterministic: the same bits whatever else runs; on a CPU always so, on a GPU refused.
     num_threads: CPU threads; None: as many as the process may use.
+
+    model_format, dp, ep, use_logn_attn, devices, nnodes and communicator are LMDeploy's, and only
+    their defaults work.
     """
 
     dtype: str = "auto"
@@ -252,14 +257,15 @@ def _to_json(overrides: dict[str, Any]) -> str:
 class GenerationConfig(_Options):
     """How one request generates.
 
-    n: sequences per prompt; needs sampling. Sequence i is what random_seed + i gives.
+    n: sequences per prompt, 1 to 65536; more than one needs sampling. Sequence i is what
+        random_seed + i gives.
     do_sample: None samples exactly when temperature, top_p, top_k or min_p was given.
     temperature, top_p, top_k: None means 0.8, 1.0 and 50 when sampling; temperature 0 is greedy,
         top_k 0 considers every token.
-    min_p: drops tokens less likely than this share of the likeliest one's probability, after top_k
-        and top_p.
-    repetition_penalty: of tokens in prompt and output, as HF transformers; frequency_penalty and
-        presence_penalty: of tokens in the output, as OpenAI; in this order, before temperature.
+    min_p: drops tokens less likely than this share, in [0, 1], of the likeliest one's probability,
+        after top_k and top_p.
+    repetition_penalty: > 0, of tokens in prompt and output, as HF transformers; frequency_penalty
+        and presence_penalty: of tokens in the output, as OpenAI; in this order, before temperature.
     max_new_tokens: None generates until the context is full.
     random_seed: None draws one; Response.seed tells it.
     stop_token_ids: in addition to the model's end tokens, which ignore_eos switches off.
@@ -269,10 +275,14 @@ class GenerationConfig(_Options):
         space before them; other tokens may still spell them.
     bad_token_ids: are never drawn.
     min_new_tokens: nothing stops the generation before so many tokens.
-    logprobs: natural-log probabilities of each generated token and so many likeliest ones, of the
-        model itself: before penalties, temperature and filters.
+    skip_special_tokens: leave special tokens out of the text.
+    logprobs: natural-log probabilities of each generated token and so many likeliest ones, at most
+        1024, of the model itself: before penalties, temperature and filters.
     prompt_logprobs: of each prompt token given those before it; needs no more memory for a larger
         vocabulary.
+
+    spaces_between_special_tokens, response_format, logits_processors, output_logits and
+    output_last_hidden_state are LMDeploy's, and only their defaults work.
     """
 
     n: int = 1

@@ -13,9 +13,9 @@ namespace longspan {
 struct EngineConfig {
   /// "auto", "bfloat16" or "float32": the dtype of weights, the inputs of linears and, unless
   /// kv_cache_dtype says otherwise, the KV cache; accumulation is always float32. "auto" on a CPU
-  /// is bfloat16 where it has instructions for it.
+  /// is bfloat16 where it has instructions for it; a GPU has bfloat16 alone.
   std::string dtype = "auto";
-  std::string device = "auto";  ///< "auto" or "cpu"
+  std::string device = "auto";  ///< "auto", "cpu", "cuda" or "cuda:N"; "auto": a GPU that works
   int num_threads = 0;          ///< CPU threads, >= 1; 0: as many as the process may use
   /// Tensor-parallel ranks: GPUs 0 to tp - 1, or shares of the CPU's threads. One that does not
   /// divide the model's heads is refused with those that do.
@@ -40,8 +40,8 @@ struct EngineConfig {
   int64_t max_prefill_token_num = 0;   ///< most prefill tokens in one step; 0: the device's best
   /// 0: the config's RoPE; >= 1: dynamic NTK with that factor.
   double rope_scaling_factor = 0.0;
-  RopeLength rope_length;
-  bool deterministic = false;  ///< bit-identical results; on the CPU they always are
+  RopeLength rope_length;      ///< of requests that do not say
+  bool deterministic = false;  ///< bit-identical results: always so on a CPU, refused on a GPU
   /// JSON object merged into config.json (RFC 7396 merge patch); empty: nothing.
   std::string hf_overrides;
 };

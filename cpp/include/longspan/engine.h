@@ -21,8 +21,8 @@ using LoadProgress = std::function<void(int64_t done_bytes, int64_t total_bytes)
 
 /// A snapshot of what the engine is doing.
 struct EngineMetrics {
-  int64_t waiting = 0;
-  int64_t running = 0;
+  int64_t waiting = 0;      ///< requests
+  int64_t running = 0;      ///< requests
   int64_t free_blocks = 0;  ///< neither in use nor promised; blocks that are only cached included
   int64_t total_blocks = 0;
   int64_t steps = 0;  ///< forward passes completed
@@ -88,7 +88,7 @@ class LONGSPAN_API Engine {
   void check(const Request& request) const;
 
   /// submit() and wait, reporting progress in the calling thread. An exception thrown by the
-  /// callback cancels the request and propagates.
+  /// callback cancels the request and propagates. Throws what submit() and wait() do.
   RequestOutput run(Request request, const ProgressCallback& on_progress = {});
 
   /// Keeps what a prompt costs: computes the keys and values of input_ids, as far as the prefix
@@ -112,7 +112,7 @@ class LONGSPAN_API Engine {
   /// room now.
   Context load_context(const std::string& path, const ContextCallback& on_progress = {});
 
-  /// The profile that a request of prompt_tokens and max_new_tokens would get.
+  /// The profile of a request of prompt_tokens (>= 1) and max_new_tokens (>= 0) tokens.
   RopeProfile rope_profile(int64_t prompt_tokens, int64_t max_new_tokens = 0) const;
 
   EngineMetrics metrics() const;

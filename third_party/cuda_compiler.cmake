@@ -30,7 +30,7 @@ else()
   endif()
 endif()
 
-if(NOT CMAKE_CUDA_ARCHITECTURES)
+if(NOT CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
   set(CMAKE_CUDA_ARCHITECTURES "80-real;89-real;90a-real;90-virtual")  # the last for newer cards
 endif()
 if(LONGSPAN_CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)

@@ -28,7 +28,7 @@ def test_the_examples_of_the_readme_run(
     first, context = blocks(ROOT / "README.md", "python")
     (tmp_path / "model").mkdir()
     write_tiny_llama(tmp_path / "model")
-    (tmp_path / "book.txt").write_text("It was a bright cold day in April. " * 30)
+    (tmp_path / "book.txt").write_text("A dog slept all day under the oak. " * 30)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(first.replace("path/to/model", "model"), names)

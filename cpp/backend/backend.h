@@ -75,7 +75,8 @@ class BackendSizes {
   virtual int64_t step_plan_bytes(const StepLimits& limits, const AttentionShape& shape) const = 0;
   /// Prefill tokens of a step that occupy the whole device once, whatever the context: fewer take
   /// as long, and what goes beyond a multiple takes as long as the next.
-  virtual int64_t least_prefill_tokens(int64_t num_heads, const KvShape& cache) const = 0;
+  virtual int64_t least_prefill_tokens(const StepLimits& limits,
+                                       const AttentionShape& shape) const = 0;
 };
 
 /// Everything a device does. Ops run in the order they are called; shapes are per rank.

@@ -56,7 +56,7 @@ CostModel::CostModel(const ModelConfig& model, const EngineConfig& config,
       shard_(Shard::largest(model, config.tp, config.cp)),
       kv_(kv_shape(config, model, shard_)),
       kv_bytes_(real(backend.kv_block_bytes(kv_)) / real(kv_.block_len * kv_.num_layers)),
-      least_rows_(backend.least_prefill_tokens(shard_.q_heads.size(), kv_)) {}
+      least_rows_(least_prefill_tokens(config, model, backend)) {}
 
 CostParts CostModel::prefill(int64_t tokens) const {
   // As the engine sizes its steps, and learns from each what the next may hold.

@@ -56,12 +56,6 @@ MemoryPlan plan_or_throw(const EngineConfig& config, const ModelConfig& model,
   return plan;
 }
 
-int64_t least_prefill_tokens(const EngineConfig& config, const ModelConfig& model,
-                             const BackendSizes& backend) {
-  const Shard shard = Shard::largest(model, config.tp, config.cp);
-  return backend.least_prefill_tokens(shard.q_heads.size(), kv_shape(config, model, shard));
-}
-
 uint64_t random_seed() {
   std::random_device device;
   return (static_cast<uint64_t>(device()) << 32) | device();

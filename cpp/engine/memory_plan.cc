@@ -152,6 +152,14 @@ KvShape kv_shape(const EngineConfig& c, const ModelConfig& m, const Shard& shard
           .context_size = shard.context_size};
 }
 
+int64_t least_prefill_tokens(const EngineConfig& config, const ModelConfig& model,
+                             const BackendSizes& backend) {
+  const Shard shard = Shard::largest(model, config.tp, config.cp);
+  return backend.least_prefill_tokens(
+      decoder_limits(config, backend.traits()).step,
+      {shard.q_heads.size(), shard.kv_heads.size(), model.head_dim});
+}
+
 MemoryPlan make_memory_plan(const EngineConfig& c, const ModelConfig& m,
                             const BackendSizes& backend, int64_t device_bytes) {
   const DeviceTraits device = backend.traits();

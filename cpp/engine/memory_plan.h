@@ -22,6 +22,10 @@ DecoderLimits decoder_limits(const EngineConfig& config, const DeviceTraits& dev
 /// What one token block of this model looks like in the cache of a rank.
 KvShape kv_shape(const EngineConfig& config, const ModelConfig& model, const Shard& shard);
 
+/// What a chunk of a prompt should have at least (BackendSizes::least_prefill_tokens).
+int64_t least_prefill_tokens(const EngineConfig& config, const ModelConfig& model,
+                             const BackendSizes& backend);
+
 /// Tokens of a sequence that a block holds, on all ranks that share the context together.
 constexpr int64_t tokens_per_block(const EngineConfig& config) {
   return int64_t{config.cache_block_seq_len} * config.cp;

@@ -44,7 +44,7 @@ DeviceTraits CpuBackend::traits() const {
           .context_parallel = true};
 }
 
-int64_t CpuBackend::least_prefill_tokens(int64_t, const KvShape&) const {
+int64_t CpuBackend::least_prefill_tokens(const StepLimits&, const AttentionShape&) const {
   return 64;  // below this a step is mostly reading weights
 }
 

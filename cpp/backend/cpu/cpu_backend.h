@@ -32,7 +32,8 @@ class CpuBackend final : public Backend {
   std::span<const PrefillAttention> prefill_attentions(int64_t head_dim) const override;
   int64_t kv_block_bytes(const KvShape& shape) const override;
   int64_t step_plan_bytes(const StepLimits& limits, const AttentionShape& shape) const override;
-  int64_t least_prefill_tokens(int64_t num_heads, const KvShape& cache) const override;
+  int64_t least_prefill_tokens(const StepLimits& limits,
+                               const AttentionShape& shape) const override;
 
   std::unique_ptr<PackedLinear> pack_linear(std::span<const WeightView> parts,
                                             std::span<const WeightView> biases) override;

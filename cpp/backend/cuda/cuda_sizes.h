@@ -1,13 +1,12 @@
 #pragma once
 
-#include <algorithm>
 #include <utility>
 
 #include "backend/backend.h"
 #include "backend/cuda/device_facts.h"
 #include "backend/cuda/kv_layout.h"
 #include "backend/cuda/linear.h"
-#include "backend/cuda/prefill_tiles.h"
+#include "backend/cuda/prefill_passes.h"
 #include "backend/cuda/step_plan.h"
 #include "core/check.h"
 
@@ -68,12 +67,10 @@ class CudaSizes : public Base {
   int64_t step_plan_bytes(const StepLimits& limits, const AttentionShape& shape) const override {
     return CudaStepPlan::bytes(limits, shape, facts_);
   }
-  /// As many rows of tiles as the multiprocessors take on at once, one head each; a long quantised
-  /// cache is read by the heads of one KV head at a time (prefill_passes.h).
-  int64_t least_prefill_tokens(int64_t num_heads, const KvShape& cache) const override {
-    const int64_t at_once =
-        cache.format == KvFormat::kNative ? num_heads : num_heads / cache.num_kv_heads;
-    return std::max<int64_t>(facts_.num_sms / at_once, 1) * kPrefillRows;
+  int64_t least_prefill_tokens(const StepLimits& limits,
+                               const AttentionShape& shape) const override {
+    return rows_of_a_round(CudaStepPlan::has_workspace(limits), shape.num_heads, shape.num_kv_heads,
+                           facts_.num_sms);
   }
 
  protected:

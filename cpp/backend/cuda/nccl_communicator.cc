@@ -230,7 +230,9 @@ class NcclCommunicator final : public Communicator {
       all_reduce({staging_.data(), DType::kF32, 1, bytes / 4, bytes / 4});
       gather_staged(bytes / 4 / size());
     }
-    check_cuda(cudaStreamSynchronize(stream_), "connecting the ranks");
+    cudaError_t status = cudaSuccess;
+    while ((status = cudaStreamQuery(stream_)) == cudaErrorNotReady) check();
+    check_cuda(status, "connecting the ranks");
   }
 
   /// staging_: [size][count], of which each rank has its own.

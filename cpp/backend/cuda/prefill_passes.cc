@@ -39,4 +39,10 @@ std::vector<PrefillPass> plan_prefill_passes(std::span<const PrefillSeq> seqs, i
   return passes;
 }
 
+int64_t rows_of_a_round(bool has_workspace, int64_t num_heads, int64_t num_kv_heads,
+                        int64_t num_sms) {
+  const int64_t heads = has_workspace ? num_heads / num_kv_heads : num_heads;
+  return std::max<int64_t>(num_sms / heads, 1) * kPrefillRows;
+}
+
 }  // namespace longspan::cuda

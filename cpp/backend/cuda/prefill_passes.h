@@ -31,4 +31,9 @@ int64_t workspace_panels(int64_t max_keys, int64_t max_seqs, int64_t num_kv_head
 std::vector<PrefillPass> plan_prefill_passes(std::span<const PrefillSeq> seqs, int32_t num_kv_heads,
                                              int64_t capacity);
 
+/// The rows of a long sequence that occupy all multiprocessors once in each of its passes, a tile
+/// of one head each. has_workspace: these passes take on one KV head at a time.
+int64_t rows_of_a_round(bool has_workspace, int64_t num_heads, int64_t num_kv_heads,
+                        int64_t num_sms);
+
 }  // namespace longspan::cuda

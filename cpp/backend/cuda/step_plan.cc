@@ -28,10 +28,7 @@ DecodeSizes decode_sizes(const StepLimits& limits, const AttentionShape& shape) 
 }
 
 int64_t workspace_panels_of(const StepLimits& limits, const AttentionShape& shape) {
-  if (limits.kv_format == KvFormat::kNative &&
-      limits.prefill_attention == PrefillAttention::kNative) {
-    return 0;
-  }
+  if (!CudaStepPlan::has_workspace(limits)) return 0;
   return workspace_panels(limits.max_keys(), limits.max_seqs, shape.num_kv_heads);
 }
 

@@ -45,6 +45,12 @@ class CudaStepPlan final : public StepPlan {
   static int64_t bytes(const StepLimits& limits, const AttentionShape& shape,
                        const DeviceFacts& facts);
 
+  /// Whether prefills read their keys by way of the PrefillWorkspace.
+  static constexpr bool has_workspace(const StepLimits& limits) {
+    return limits.kv_format != KvFormat::kNative ||
+           limits.prefill_attention != PrefillAttention::kNative;
+  }
+
   /// Takes in a step; input may die afterwards. Waits for nothing but the copy before last.
   void plan(const StepInput& input, cudaStream_t stream);
 

@@ -8,6 +8,7 @@
 #include <random>
 #include <set>
 #include <tuple>
+#include <utility>
 
 #include "backend/cuda/decode_spans.h"
 #include "backend/cuda/prefill_passes.h"
@@ -192,6 +193,22 @@ TEST(PrefillPasses, TakeEverySequenceOnceWithinTheWorkspace) {
         }
       }
       EXPECT_EQ(next, count);
+    }
+  }
+}
+
+TEST(PrefillPasses, OccupyAllMultiprocessorsByTheRowsOfARound) {
+  constexpr int64_t kKeys = 1000000;
+  for (const auto& [heads, kv_heads] : {std::pair{32, 8}, {16, 4}, {9, 3}, {200, 1}}) {
+    for (const bool has_workspace : {false, true}) {
+      const int64_t rows = rows_of_a_round(has_workspace, heads, kv_heads, 132);
+      const std::vector<PrefillSeq> seqs{{0, static_cast<int32_t>(rows), kKeys - rows}};
+      const int64_t capacity = has_workspace ? workspace_panels(kKeys, 1, kv_heads) : 0;
+      const PrefillPass pass = plan_prefill_passes(seqs, kv_heads, capacity).at(0);
+      const int64_t of_pass = heads / kv_heads * pass.num_kv_heads;
+      const int64_t tiles = rows / kPrefillRows * of_pass;
+      EXPECT_GT(tiles, 132 - of_pass) << heads << " heads";
+      EXPECT_LE(tiles, std::max<int64_t>(132, of_pass)) << heads << " heads";
     }
   }
 }

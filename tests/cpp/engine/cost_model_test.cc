@@ -24,8 +24,8 @@ class GpuSizes final : public BackendSizes {
     return s.num_layers * s.num_kv_heads * s.block_len * 2 * s.head_dim * 2;
   }
   int64_t step_plan_bytes(const StepLimits&, const AttentionShape&) const override { return 0; }
-  int64_t least_prefill_tokens(int64_t num_heads, const KvShape&) const override {
-    return (131 + num_heads) / num_heads * 128;
+  int64_t least_prefill_tokens(const StepLimits&, const AttentionShape& shape) const override {
+    return (131 + shape.num_heads) / shape.num_heads * 128;
   }
 };
 

@@ -6,20 +6,13 @@
 
 #include "backend/cuda/cuda_check.h"
 #include "backend/cuda/device_memory.h"
+#include "core/float16.h"
 
 namespace longspan::cuda {
 namespace {
 
 constexpr size_t kMaxLanes = 16;
 constexpr int64_t kHalfBytes = 4 << 20;
-
-/// Of a finite one; loading has refused the others.
-float f16_value(uint16_t bits) {
-  const uint32_t sign = uint32_t{bits & 0x8000U} << 16;
-  // The exponent's bias differs by 112; a product with 2^112 also puts subnormals right.
-  const float magnitude = std::bit_cast<float>(uint32_t{bits & 0x7fffU} << 13) * 0x1p112f;
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | sign);
-}
 
 uint16_t bf16_bits(float value) {
   const auto bits = std::bit_cast<uint32_t>(value);
@@ -46,7 +39,7 @@ void stage_row(const WeightView& in, int64_t row, const MatrixView& out, char* t
   } else if (in.dtype == DType::kF32) {
     convert_row(in.cols, out, to, [&](int64_t i) { return static_cast<const float*>(from)[i]; });
   } else if (in.dtype == DType::kF16) {
-    convert_row(in.cols, out, to, [&](int64_t i) { return f16_value(halves[i]); });
+    convert_row(in.cols, out, to, [&](int64_t i) { return half_to_float(halves[i]); });
   } else {
     convert_row(in.cols, out, to,
                 [&](int64_t i) { return std::bit_cast<float>(uint32_t{halves[i]} << 16); });

@@ -1,45 +1,23 @@
 #include <gtest/gtest.h>
 
-#include <string>
-
 #include "backend/attention_harness.h"
+#include "backend/kernel_case.h"
 
 namespace longspan::cpu {
 namespace {
 
 constexpr double kTheta = 10000.0;
 
-/// An instruction set and the dtype of q, K, V, P and the output.
-struct Case {
-  const InstructionSet* set;
-  DType dtype;
-  const Kernels& kernels() const { return dtype == DType::kF32 ? set->f32 : set->bf16; }
-  /// Largest error against the definition in float64 on the same rounded q, k, v. bfloat16: P and
-  /// the output are each rounded to 2^-9, and values are up to 3.
-  double tolerance() const { return dtype == DType::kF32 ? 2e-5 : 2e-2; }
-};
+/// Largest error against the definition in float64 on the same rounded q, k, v. bfloat16: P and
+/// the output are each rounded to 2^-9, and values are up to 3.
+double tolerance(DType dtype) { return dtype == DType::kF32 ? 2e-5 : 2e-2; }
 
-void PrintTo(const Case& c, std::ostream* out) { *out << c.set->name << " " << name_of(c.dtype); }
+class Attention : public testing::TestWithParam<KernelCase> {};
 
-class Attention : public testing::TestWithParam<Case> {};
-
-std::vector<Case> all_cases() {
-  std::vector<Case> cases;
-  for (const InstructionSet* set : available_instruction_sets()) {
-    for (const DType dtype : {DType::kBF16, DType::kF32}) cases.push_back({set, dtype});
-  }
-  return cases;
-}
-
-INSTANTIATE_TEST_SUITE_P(Cpu, Attention, testing::ValuesIn(all_cases()), [](const auto& info) {
-  std::string name =
-      std::string(info.param.set->name) + "_" + std::string(name_of(info.param.dtype));
-  std::replace(name.begin(), name.end(), '-', '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Cpu, Attention, testing::ValuesIn(kernel_cases()), kernel_case_name);
 
 void expect_near(const reference::Matrix& actual, int64_t first_row,
-                 const reference::Matrix& expected, double tolerance) {
+                 const reference::Matrix& expected, double allowed) {
   double worst = 0;
   for (int64_t r = 0; r < expected.rows; ++r) {
     for (int64_t c = 0; c < expected.cols; ++c) {
@@ -47,7 +25,7 @@ void expect_near(const reference::Matrix& actual, int64_t first_row,
       worst = difference <= worst ? worst : difference;  // a NaN is the worst
     }
   }
-  EXPECT_LE(worst, tolerance);
+  EXPECT_LE(worst, allowed);
 }
 
 void expect_equal(const reference::Matrix& actual, int64_t actual_row,
@@ -83,7 +61,7 @@ TEST_P(Attention, EqualsTheDefinitionForManyShapes) {
     AttentionHarness harness(GetParam().kernels(), GetParam().dtype, shape, block_len, 2, 100, 300);
     const int64_t seq = harness.add_sequence(150, kTheta, 1.0, 1);
     const reference::Matrix out = prefill(harness, seq, 150, 100);
-    expect_near(out, 0, harness.expected(seq, 0, 150), GetParam().tolerance());
+    expect_near(out, 0, harness.expected(seq, 0, 150), tolerance(GetParam().dtype));
     block_len = block_len == 256 ? 64 : 2 * block_len;
   }
 }
@@ -95,7 +73,8 @@ TEST_P(Attention, EqualsTheDefinitionAtEveryEdgeOfTilesStepsAndSpans) {
     const int64_t seq = harness.add_sequence(length, kTheta, 1.0, 2);
     const reference::Matrix out = prefill(harness, seq, length, 512);
     const int64_t first = std::max<int64_t>(0, length - 70);
-    expect_near(out, first, harness.expected(seq, first, length - first), GetParam().tolerance());
+    expect_near(out, first, harness.expected(seq, first, length - first),
+                tolerance(GetParam().dtype));
   }
 }
 
@@ -107,9 +86,9 @@ TEST_P(Attention, MixesSequencesOfAnyLengthAndProfileInAStep) {
   for (int64_t first = 0; first < 1200; first += 240) harness.step({{a, first, 240}});
   harness.step({{b, 0, 100}, {a, 1200, 99}});
   const reference::Matrix out = harness.step({{a, 1299, 1}, {c, 0, 77}, {b, 100, 100}});
-  expect_near(out, 0, harness.expected(a, 1299, 1), GetParam().tolerance());
-  expect_near(out, 1, harness.expected(c, 0, 77), GetParam().tolerance());
-  expect_near(out, 78, harness.expected(b, 100, 100), GetParam().tolerance());
+  expect_near(out, 0, harness.expected(a, 1299, 1), tolerance(GetParam().dtype));
+  expect_near(out, 1, harness.expected(c, 0, 77), tolerance(GetParam().dtype));
+  expect_near(out, 78, harness.expected(b, 100, 100), tolerance(GetParam().dtype));
 }
 
 TEST_P(Attention, TakesPartialRotationAnAttentionFactorAndLogNTogether) {
@@ -121,8 +100,8 @@ TEST_P(Attention, TakesPartialRotationAnAttentionFactorAndLogNTogether) {
   for (int64_t first = 0; first < 200; first += 100) harness.step({{a, first, 100}});
   harness.step({{b, 0, 100}});
   const reference::Matrix out = harness.step({{a, 199, 1}, {b, 100, 50}});
-  expect_near(out, 0, harness.expected(a, 199, 1), GetParam().tolerance());
-  expect_near(out, 1, harness.expected(b, 100, 50), GetParam().tolerance());
+  expect_near(out, 0, harness.expected(a, 199, 1), tolerance(GetParam().dtype));
+  expect_near(out, 1, harness.expected(b, 100, 50), tolerance(GetParam().dtype));
 }
 
 TEST_P(Attention, TakesScoresThatGrowWithoutBound) {
@@ -138,9 +117,9 @@ TEST_P(Attention, TakesScoresThatGrowWithoutBound) {
   const reference::Matrix out = prefill(harness, seq, 1500, 512);
   // Scores (base 2) reach 738, and a float32 from 512 to 1024 is off by up to 2^-15: a weight by ln
   // 2 times that, and an output by no more than that times the distance of two values, which is 6.
-  const double tolerance = GetParam().tolerance() + 6 * 0.6932 * 0x1p-15;
-  expect_near(out, 900, harness.expected(seq, 900, 200), tolerance);
-  expect_near(out, 1400, harness.expected(seq, 1400, 100), tolerance);
+  const double allowed = tolerance(GetParam().dtype) + 6 * 0.6932 * 0x1p-15;
+  expect_near(out, 900, harness.expected(seq, 900, 200), allowed);
+  expect_near(out, 1400, harness.expected(seq, 1400, 100), allowed);
 }
 
 constexpr KvFormat kFormats[] = {KvFormat::kNative,  KvFormat::kInt8,     KvFormat::kFp8,
@@ -209,7 +188,7 @@ TEST_P(Attention, IgnoresNaNsOfEarlierRequestsInItsBlocks) {
   harness.poison();
   const int64_t seq = harness.add_sequence(200, kTheta, 1.0, 10);
   const reference::Matrix out = prefill(harness, seq, 200, 33);
-  expect_near(out, 0, harness.expected(seq, 0, 200), GetParam().tolerance());
+  expect_near(out, 0, harness.expected(seq, 0, 200), tolerance(GetParam().dtype));
 }
 
 }  // namespace

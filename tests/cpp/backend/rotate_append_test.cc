@@ -1,23 +1,15 @@
 #include <gtest/gtest.h>
 
-#include <string>
-
 #include "backend/attention_harness.h"
+#include "backend/kernel_case.h"
 
 namespace longspan::cpu {
 namespace {
 
-struct Case {
-  const InstructionSet* set;
-  DType dtype;
-  const Kernels& kernels() const { return dtype == DType::kF32 ? set->f32 : set->bf16; }
-  /// Values are below 8: float32 rounds three times, bfloat16 once more, to half a unit of 2^-5.
-  double tolerance() const { return dtype == DType::kF32 ? 2e-6 : 0x1p-6 + 2e-6; }
-};
+/// Values are below 8: float32 rounds three times, bfloat16 once more, to half a unit of 2^-5.
+double tolerance(DType dtype) { return dtype == DType::kF32 ? 2e-6 : 0x1p-6 + 2e-6; }
 
-void PrintTo(const Case& c, std::ostream* out) { *out << c.set->name << " " << name_of(c.dtype); }
-
-class RotateAppend : public testing::TestWithParam<Case> {
+class RotateAppend : public testing::TestWithParam<KernelCase> {
  protected:
   double element(const char* tile, int64_t index) const {
     return GetParam().dtype == DType::kF32
@@ -35,20 +27,7 @@ class RotateAppend : public testing::TestWithParam<Case> {
   }
 };
 
-std::vector<Case> all_cases() {
-  std::vector<Case> cases;
-  for (const InstructionSet* set : available_instruction_sets()) {
-    for (const DType dtype : {DType::kBF16, DType::kF32}) cases.push_back({set, dtype});
-  }
-  return cases;
-}
-
-INSTANTIATE_TEST_SUITE_P(Cpu, RotateAppend, testing::ValuesIn(all_cases()), [](const auto& info) {
-  std::string name =
-      std::string(info.param.set->name) + "_" + std::string(name_of(info.param.dtype));
-  std::replace(name.begin(), name.end(), '-', '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Cpu, RotateAppend, testing::ValuesIn(kernel_cases()), kernel_case_name);
 
 TEST_P(RotateAppend, WritesEveryKeyAndValueWhereTheTilesHaveThem) {
   for (const int64_t head_dim : {2, 8, 20, 64, 80, 128}) {
@@ -98,7 +77,7 @@ TEST_P(RotateAppend, WritesEveryKeyAndValueWhereTheTilesHaveThem) {
           }
         }
       }
-      EXPECT_LE(worst, GetParam().tolerance());
+      EXPECT_LE(worst, tolerance(GetParam().dtype));
       EXPECT_EQ(worst_v, 0);
 
       // Keys of the last tile not yet appended have values of zero.
@@ -131,7 +110,7 @@ TEST_P(RotateAppend, RotatesQueriesByAnglesInDoublePrecisionFarOut) {
       worst = std::max(worst, std::abs(harness.last_q().at(t, c) - rotated.at(t, c)));
     }
   }
-  EXPECT_LE(worst, GetParam().tolerance());
+  EXPECT_LE(worst, tolerance(GetParam().dtype));
 }
 
 /// Keys and queries of a head of which a part rotates, at every place in the vectors of 16.
@@ -164,7 +143,7 @@ TEST_P(RotateAppend, LeavesTheDimsBehindThePairsAsTheyAre) {
       for (int64_t c = 0; c < harness.q_cols(); ++c) {
         worst = std::max(worst, std::abs(harness.last_q().at(0, c) - rotated.at(69, c)));
       }
-      EXPECT_LE(worst, GetParam().tolerance());
+      EXPECT_LE(worst, tolerance(GetParam().dtype));
     }
   }
 }
@@ -185,7 +164,7 @@ TEST_P(RotateAppend, ScalesQueriesByLogN) {
   std::iota(positions.begin(), positions.end(), 0);
   const reference::Matrix expected = reference::scale_queries(
       reference::rotate(sequence.qkv, 64, positions, sequence.profile->inv_freq), positions, 40);
-  const double tolerance = std::log(100) / std::log(40) * GetParam().tolerance();
+  const double allowed = std::log(100) / std::log(40) * tolerance(GetParam().dtype);
   for (int64_t t = 0; t < 100; ++t) {
     for (int64_t c = 0; c < harness.q_cols(); ++c) {
       const double got = harness.last_q().at(t, c);
@@ -194,7 +173,7 @@ TEST_P(RotateAppend, ScalesQueriesByLogN) {
       } else if (t + 30 < 40) {
         ASSERT_EQ(got, unscaled.at(t + 30, c));
       } else {
-        ASSERT_NEAR(got, expected.at(t + 30, c), tolerance) << "position " << t + 30;
+        ASSERT_NEAR(got, expected.at(t + 30, c), allowed) << "position " << t + 30;
       }
     }
   }
@@ -251,7 +230,7 @@ TEST_P(RotateAppend, NormsEachHeadBeforeRotating) {
         worst = std::max(worst, std::abs(key - rotated.at(t, harness.q_cols() + c)));
       }
     }
-    EXPECT_LE(worst, GetParam().tolerance());
+    EXPECT_LE(worst, tolerance(GetParam().dtype));
   }
 }
 

@@ -56,6 +56,14 @@ def tiny_llama() -> Iterator[Callable[..., Path]]:
         yield make
 
 
+@pytest.fixture(scope="module")
+def tiny_512(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama trained to 512 tokens."""
+    path = tmp_path_factory.mktemp("tiny")
+    write_tiny_llama(path, max_position_embeddings=512)
+    return path
+
+
 def write_tiny_llama(path: Path, seed: int = 0, **overrides: Any) -> None:
     from safetensors.numpy import save_file
 

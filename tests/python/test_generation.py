@@ -38,12 +38,8 @@ SAMPLED = GenerationConfig(
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from conftest import write_tiny_llama
-
-    path = tmp_path_factory.mktemp("tiny")
-    write_tiny_llama(path, max_position_embeddings=512)
-    return path
+def model(tiny_512: Path) -> Path:
+    return tiny_512
 
 
 @pytest.fixture(scope="module")

@@ -12,21 +12,9 @@ from longspan import BackendUnavailable, CapacityError, EngineConfig, Unsupporte
 from longspan._core import Engine, MemoryPlan
 
 GIB = 1 << 30
+RECORDS = Path(__file__).parents[2] / "benchmarks" / "results"
 #: InternLM2.5-7B's shape: 7.74 billion parameters, 32 layers of 8 KV heads of 128.
-SEVEN_B = {
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 92544,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 262144,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 5e7,
-    "tie_word_embeddings": False,
-}
+SEVEN_B = json.loads((RECORDS / "cuda_reference_job-nvidia-h100.json").read_text())["model"]
 
 
 @pytest.fixture

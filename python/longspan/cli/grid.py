@@ -120,6 +120,16 @@ class Engines:
 
         check_memory(model_dir, self._options(self.factors[0], self.lengths[-1]))
 
+    def axes(self) -> dict[str, Any]:
+        """Lengths and factors as the records of passkeys and perplexity have them: a single length
+        is "length", and a single factor is left out."""
+        axes: dict[str, Any] = {"lengths": list(self.lengths)}
+        if len(self.lengths) == 1:
+            axes = {"length": self.lengths[0]}
+        if len(self.factors) > 1:
+            axes["rope_scaling_factors"] = list(self.factors)
+        return axes
+
     def groups(self, cells: Callable[[int], Sequence[Cell]]) -> list[Group]:
         """cells: of a length. Those of a group also hold its factor and length."""
         from longspan.eval.grid import Group

@@ -87,11 +87,7 @@ def passkey(
         title = f"Passkey retrieval: {grid.model_name(model)}"
         grid.draw_heatmap(path, title, lines, "found", record, what)
 
-    plan = {"length": counts[0]} if len(counts) == 1 else {"lengths": counts}
-    if percents is not None:
-        plan["depths"] = percents
-    if len(engines.factors) > 1:
-        plan["rope_scaling_factors"] = engines.factors
+    depths_axis = {} if percents is None else {"depths": percents}
     lines = grid.run_grid(
         "passkey",
         model=model,
@@ -99,7 +95,7 @@ def passkey(
         command=command_line(context),
         engines=engines,
         groups=groups,
-        axes=plan | {"rounds": rounds},
+        axes=engines.axes() | depths_axis | {"rounds": rounds},
         settings={
             "seed": seed,
             "answer_tokens": evaluation.ANSWER_TOKENS,

@@ -108,9 +108,6 @@ def ppl(
         what = f"{total:,} tokens of {Path(source.source).name}, {form}"
         _draw(path, grid.model_name(model), lines, record, form, what)
 
-    plan = {"length": counts[0]} if len(counts) == 1 else {"lengths": counts}
-    if len(engines.factors) > 1:
-        plan["rope_scaling_factors"] = engines.factors
     lines = grid.run_grid(
         "perplexity",
         model=model,
@@ -118,7 +115,7 @@ def ppl(
         command=command_line(context),
         engines=engines,
         groups=groups,
-        axes=plan | {"windows": windows},
+        axes=engines.axes() | {"windows": windows},
         settings={
             "form": form,
             "stride": stride,

@@ -3,7 +3,8 @@
     python ranks.py CASES
 
 CASES: JSON, a list of {"path", "options", "ids", "positions", "prompts"}, of which each is an
-engine. Rank 0 prints a line for each, "> " and the JSON of its answers().
+engine, on a GPU unless its options say otherwise. Rank 0 prints a line for each, "> " and the JSON
+of its answers().
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from longspan import ParallelError
 from longspan._core import Engine, EngineConfig, GenerationConfig
 
@@ -39,9 +42,40 @@ def answers(engine: Engine, case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def check_shared(
+    path: Path | str,
+    ids: list[int],
+    expected: npt.NDArray[np.float32],
+    tolerance: float,
+    **options: Any,
+) -> None:
+    """That ranks in one process (options: tp, cp) score, in chunks of 100 tokens, as `expected`
+    says, the logits [len(ids), vocab] of all positions, and have these logits, computed or from the
+    prefix cache."""
+    defaults = {
+        "device": "cpu",
+        "dtype": "float32",
+        "session_len": 320,
+        "max_batch_size": 2,
+        "max_prefill_token_num": 100,
+        "num_threads": 2,
+        "enable_prefix_caching": True,
+    }
+    with Engine.load(str(path), EngineConfig(**(defaults | options))) as engine:
+        nll = engine.score(ids, token_nll=True).wait().token_nll
+        logits = engine.logits(ids, list(range(len(ids)))).wait().logits
+        last = engine.logits(ids, [len(ids) - 1]).wait()
+    rows = expected[:-1].astype(np.float64)
+    chosen = rows[np.arange(len(rows)), ids[1:]]
+    assert np.abs(logits - expected).max() < tolerance, options
+    assert np.abs(nll - (np.log(np.exp(rows).sum(axis=1)) - chosen)).max() < tolerance, options
+    assert last.cached_tokens == len(ids) - 1
+    assert np.abs(last.logits - expected[-1]).max() < tolerance, options
+
+
 def launch(size: int, *arguments: str) -> list[subprocess.Popen[str]]:
-    """This program as torchrun would start it, on one GPU: NCCL takes the ranks for machines of
-    their own, since it refuses two of one machine on the same card."""
+    """This program as torchrun would start it, on CPUs or on one GPU: NCCL takes the ranks for
+    machines of their own, since it refuses two of one machine on the same card."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -91,7 +125,7 @@ def said(output: str) -> list[str]:
 def main() -> None:
     forever = "--forever" in sys.argv
     for case in json.loads(sys.argv[1]):
-        config = EngineConfig(device="cuda", **case["options"])
+        config = EngineConfig(**({"device": "cuda"} | case["options"]))
         if Engine.follow(case["path"], config):
             continue
         with Engine.load(case["path"], config) as engine:

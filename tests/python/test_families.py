@@ -18,6 +18,7 @@ from conftest import write_byte_tokenizer
 from longspan import CheckpointError, Pipeline, Unsupported
 from longspan import EngineConfig as Config
 from longspan._core import Engine, EngineConfig, GenerationConfig, plan_memory
+from ranks import check_shared
 from safetensors.numpy import load_file, save_file
 
 # Two layers deep, logits below 10, as the tiny Llamas of test_hf_parity.py.
@@ -281,6 +282,8 @@ def test_internlm3_logits(biased: bool, tmp_path: Path) -> None:
     for spelling in (written, theirs | {"qkv_bias": biased, "bias": biased}):
         (tmp_path / "config.json").write_text(json.dumps(spelling))
         assert np.abs(logits_of(tmp_path, ids) - expected).max() < TOLERANCE
+    for tp, cp in ((4, 1), (4, 2)):
+        check_shared(tmp_path, ids, expected, TOLERANCE, tp=tp, cp=cp)
 
 
 # ---- what does not fit ----

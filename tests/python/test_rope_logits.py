@@ -16,6 +16,7 @@ import oracle
 import pytest
 import torch
 from longspan._core import Engine, EngineConfig
+from ranks import check_shared
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 from transformers.models.llama import modeling_llama
@@ -44,7 +45,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "yarn-attention-factor": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.6},
     "llama3": {"rope_type": "llama3", "original_max_position_embeddings": 32} | LLAMA3,
     "longrope": {"rope_type": "longrope", "factor": 4.0} | _DIVISORS,
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
 }
+#: Two ranks that share the context.
+SHARED: dict[str, Any] = {"tolerance": TOLERANCE, "tp": 2, "cp": 2}
 
 
 def hf_logits(path: str | Path, ids: list[int], **options: Any) -> npt.NDArray[np.float32]:
@@ -53,18 +58,9 @@ def hf_logits(path: str | Path, ids: list[int], **options: Any) -> npt.NDArray[n
         return model(torch.tensor([ids])).logits[0].numpy()
 
 
-def engine_logits(
-    path: str | Path, ids: list[int], tp: int = 1, **overrides: Any
-) -> npt.NDArray[np.float32]:
-    """With tp > 1 its ranks share the context."""
+def engine_logits(path: str | Path, ids: list[int], **overrides: Any) -> npt.NDArray[np.float32]:
     config = EngineConfig(
-        dtype="float32",
-        device="auto" if tp == 1 else "cpu",
-        session_len=320,
-        max_batch_size=1,
-        tp=tp,
-        cp=tp,
-        hf_overrides=json.dumps(overrides),
+        dtype="float32", session_len=320, max_batch_size=1, hf_overrides=json.dumps(overrides)
     )
     with Engine.load(str(path), config) as engine:
         return engine.logits(ids, list(range(len(ids)))).wait().logits
@@ -87,8 +83,7 @@ def test_methods(name: str) -> None:
         )
     plain = engine_logits(tiny(), IDS)
     assert np.abs(plain - expected).max() > 0.1  # the method makes a difference
-    shared = engine_logits(path, IDS, tp=2)
-    np.testing.assert_allclose(shared, expected, rtol=0, atol=TOLERANCE)
+    check_shared(path, IDS, expected, **SHARED)
 
 
 def as_llama(model: Phi3ForCausalLM, config: dict[str, Any]) -> Path:
@@ -150,8 +145,7 @@ def test_partial_rotation(kind: str, part: float) -> None:
         np.testing.assert_allclose(
             engine_logits(path, IDS[:length]), expected, rtol=0, atol=TOLERANCE
         )
-    shared = engine_logits(path, IDS, tp=2)
-    np.testing.assert_allclose(shared, expected, rtol=0, atol=TOLERANCE)
+    check_shared(path, IDS, expected, **SHARED)
 
 
 def test_adaptive_yarn_costs_short_prompts_nothing() -> None:
@@ -163,12 +157,12 @@ def test_adaptive_yarn_costs_short_prompts_nothing() -> None:
             engine_logits(path, IDS[:length]),
         )
     static = auto | {"factor": 300 / NATIVE, "original_max_position_embeddings": NATIVE}
+    expected = hf_logits(path, IDS, rope_parameters=static)
     np.testing.assert_allclose(
-        engine_logits(path, IDS, rope_parameters=auto),
-        hf_logits(path, IDS, rope_parameters=static),
-        rtol=0,
-        atol=TOLERANCE,
+        engine_logits(path, IDS, rope_parameters=auto), expected, rtol=0, atol=TOLERANCE
     )
+    overrides = json.dumps({"rope_parameters": auto})
+    check_shared(path, IDS, expected, **SHARED, hf_overrides=overrides)
 
 
 def test_requests_of_different_factors_share_a_batch() -> None:
@@ -207,8 +201,7 @@ def test_log_n_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = engine_logits(path, IDS)
     np.testing.assert_array_equal(got[:NATIVE], plain[:NATIVE])
     assert np.abs(got - plain).max() > 0.01
-    shared = engine_logits(path, IDS, tp=2, use_logn_attn=True)
-    np.testing.assert_allclose(shared, expected, rtol=0, atol=TOLERANCE)
+    check_shared(path, IDS, expected, **SHARED, hf_overrides=json.dumps({"use_logn_attn": True}))
 
 
 def test_the_resolved_rope_is_told_and_returned() -> None:

@@ -4,6 +4,7 @@ ranks that share the keys of every sequence (cp)."""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -20,7 +21,11 @@ import oracle
 import pytest
 from conftest import write_tiny_llama
 from longspan import EngineConfig, GenerationConfig, InvalidArgument, pipeline, plan_memory
-from test_families import HEADS, MISTRAL, QWEN2, QWEN3, TOLERANCE, logits_of, repack
+from longspan._core import Engine
+from longspan._core import EngineConfig as NativeConfig
+from ranks import answers, check_shared, launch, outputs_of, said
+from test_families import HEADS, MISTRAL, QWEN2, QWEN3, TOLERANCE, repack
+from test_hf_parity import TOLERANCE as SMOLLM2_TOLERANCE
 
 LLAMA = "Llama"
 SPLIT = {"num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 96}
@@ -32,8 +37,12 @@ CASES: list[tuple[str, dict[str, Any], list[tuple[int, int]]]] = [
         [(2, 1), (4, 1), (4, 2)],
     ),
     (LLAMA, HEADS["gqa-9-3"] | {"intermediate_size": 96}, [(3, 1), (2, 2)]),
-    (MISTRAL, SPLIT | {"sliding_window": None, "tie_word_embeddings": True}, [(2, 1), (4, 1)]),
-    (QWEN2, SPLIT | {"vocab_size": 333}, [(2, 1), (4, 1)]),
+    (
+        MISTRAL,
+        SPLIT | {"sliding_window": None, "tie_word_embeddings": True},
+        [(2, 1), (4, 1), (4, 2)],
+    ),
+    (QWEN2, SPLIT | {"vocab_size": 333}, [(2, 1), (4, 1), (4, 4)]),
     (
         QWEN2,
         HEADS["mqa"] | {"intermediate_size": 96, "vocab_size": 257},
@@ -51,18 +60,100 @@ def test_logits_are_those_of_transformers(
     ids = oracle.random_ids(150, hf.config.vocab_size)
     expected, _ = hf.run(ids)
     for tp, cp in ranks:
-        logits = logits_of(path, ids, tp=tp, cp=cp, device="cpu", num_threads=2)
-        assert np.abs(logits - expected).max() < TOLERANCE, f"tp {tp}, cp {cp}"
+        check_shared(path, ids, expected, TOLERANCE, tp=tp, cp=cp)
 
 
-@pytest.mark.parametrize("tp", [2, 4])
-def test_a_packed_tensor_is_cut_by_kv_heads(tp: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tp", "cp"), [(2, 1), (4, 1), (4, 2)])
+def test_a_packed_tensor_is_cut_by_kv_heads(tp: int, cp: int, tmp_path: Path) -> None:
     hf, llama = oracle.tiny(LLAMA, **SPLIT)
     repack(llama, tmp_path)
-    ids = oracle.random_ids(100, hf.config.vocab_size)
+    ids = oracle.random_ids(150, hf.config.vocab_size)
     expected, _ = hf.run(ids)
-    logits = logits_of(tmp_path, ids, tp=tp, device="cpu", num_threads=2)
-    assert np.abs(logits - expected).max() < TOLERANCE
+    check_shared(tmp_path, ids, expected, TOLERANCE, tp=tp, cp=cp)
+
+
+#: The prompt is short; its profile is that of twice the trained length.
+LENGTH, FACTOR = 16384, 2.0
+SMOLLM2_OPTIONS = {
+    "device": "cpu",
+    "dtype": "float32",
+    "rope_scaling_factor": FACTOR,
+    "rope_length": LENGTH,
+    "session_len": LENGTH,
+    "max_batch_size": 2,
+    "max_prefill_token_num": 90,
+    "num_threads": 2,
+    "enable_prefix_caching": True,
+}
+
+
+def smollm2_case(layers: int, tp: int, cp: int) -> dict[str, Any]:
+    path = oracle.smollm2_dir() if layers == 30 else oracle.smollm2_start_dir(layers)
+    ids = oracle.prose(200)  # four blocks: two for the first of three ranks
+    return {
+        "path": path,
+        "options": SMOLLM2_OPTIONS | {"tp": tp, "cp": cp},
+        "ids": ids,
+        "positions": oracle.spread_positions(len(ids)),
+        "prompts": [ids],
+    }
+
+
+@functools.cache
+def smollm2_rows(path: str, new_tokens: tuple[int, ...]) -> tuple[np.ndarray, float]:
+    """Of transformers: logits of the prompt and new tokens after it, and the prompt's mean nll."""
+    hf = oracle.smollm2() if path == oracle.smollm2_dir() else oracle.at(path)
+    ids = oracle.prose(200)
+    rows, _ = hf.run([*ids, *new_tokens[:-1]], length=LENGTH, factor=FACTOR)
+    scores = rows[: len(ids) - 1].astype(np.float64)
+    chosen = scores[np.arange(len(scores)), ids[1:]]
+    return rows, float(np.mean(np.log(np.exp(scores).sum(axis=1)) - chosen))
+
+
+def check_smollm2(case: dict[str, Any], given: dict[str, Any]) -> None:
+    (tokens,) = given["tokens"]
+    rows, nll = smollm2_rows(case["path"], tuple(tokens))
+    assert tokens == rows[len(case["ids"]) - 1 :].argmax(axis=1).tolist()
+    assert np.abs(given["logits"] - rows[case["positions"]]).max() < SMOLLM2_TOLERANCE
+    assert given["nll"] == pytest.approx(nll, rel=1e-6)
+
+
+def read_by_all(model: Any, layers: int, tp: int, cp: int) -> int:
+    """Bytes of float32 that the ranks of a Llama with tied embeddings read: of the table and the
+    MLPs each its own part, of attention what each of cp needs, and every norm."""
+    width = model.hidden_size
+    heads = 2 * (model.num_attention_heads + model.num_key_value_heads)
+    table = model.vocab_size * width
+    attention = layers * heads * width * (width // model.num_attention_heads)
+    mlp = layers * 3 * width * model.intermediate_size
+    return 4 * (table + mlp + cp * attention + tp * (2 * layers + 1) * width)
+
+
+# Where all 30 layers would say no more than the first ones, these do.
+@pytest.mark.parametrize(
+    ("layers", "tp", "cp"), [(30, 2, 2), (30, 3, 3), (4, 3, 1), (4, 6, 2), (4, 6, 6)]
+)
+def test_smollm2_past_its_trained_length(layers: int, tp: int, cp: int) -> None:
+    case = smollm2_case(layers, tp, cp)
+    read = (0, 0)
+
+    def progress(done: int, total: int) -> None:
+        nonlocal read
+        read = (done, total)
+
+    with Engine.load(case["path"], NativeConfig(**case["options"]), progress) as engine:
+        check_smollm2(case, answers(engine, case))
+        assert engine.metrics().prefix_hit_tokens == len(case["ids"]) - 1
+    assert read == (read_by_all(oracle.smollm2().config, layers, tp, cp),) * 2
+
+
+@pytest.mark.parametrize(("tp", "cp"), [(2, 2), (3, 3)])
+def test_smollm2s_first_layers_on_processes(tp: int, cp: int) -> None:
+    case = smollm2_case(4, tp, cp)
+    processes = launch(tp, json.dumps([case]))
+    outputs = outputs_of(processes, 120)
+    assert [process.returncode for process in processes] == [0] * tp, outputs
+    check_smollm2(case, json.loads(said(outputs[0][0])[0]))
 
 
 def test_pipeline_answers_and_scores_alike(tmp_path: Path) -> None:
@@ -89,6 +180,7 @@ def test_a_size_that_does_not_divide_the_model_is_refused_with_those_that_do(
     tmp_path: Path,
 ) -> None:
     write_tiny_llama(tmp_path, num_attention_heads=9, num_key_value_heads=3, hidden_size=72)
+    (tmp_path / "model.safetensors").unlink()  # nobody gets as far as the weights
     for tp in (2, 4, 6):
         config = EngineConfig(tp=tp, device="cpu")
         with pytest.raises(InvalidArgument, match=f"^tp: expected one of 1, 3 .* got {tp}$"):
@@ -130,7 +222,7 @@ LAUNCHERS = {
 }
 
 
-def launch(
+def launch_script(
     launcher: str, tp: int, *arguments: str, cp: int = 1, size: int | None = None
 ) -> list[Any]:
     """The processes that a launcher would start, in order of rank."""
@@ -156,10 +248,6 @@ def launch(
     return processes
 
 
-def said(output: str) -> list[str]:
-    return [line[2:] for line in output.splitlines() if line.startswith("> ")]
-
-
 @pytest.fixture(scope="module")
 def split_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("split")
@@ -179,7 +267,7 @@ def test_processes_of_a_launcher_are_the_ranks(
         generation = GenerationConfig(max_new_tokens=20, ignore_eos=True)
         expected = [r.token_ids for r in pipe.infer(prompts, generation)]
         expected_ppl = pipe.get_ppl(prompts[1:])
-    processes = launch(launcher, tp, str(split_model), cp=cp)
+    processes = launch_script(launcher, tp, str(split_model), cp=cp)
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0] * tp, outputs
     tokens, ppl = json.loads(said(outputs[0][0])[0])
@@ -190,7 +278,7 @@ def test_processes_of_a_launcher_are_the_ranks(
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_ends_the_others(killed: int, split_model: Path) -> None:
-    processes = launch("torchrun", 4, str(split_model), "forever")
+    processes = launch_script("torchrun", 4, str(split_model), "forever")
     while not processes[0].stdout.readline().startswith("> ["):
         assert processes[0].poll() is None
     time.sleep(0.2)
@@ -208,7 +296,7 @@ def test_a_killed_process_ends_the_others(killed: int, split_model: Path) -> Non
 
 
 def test_another_number_of_processes_than_tp_is_refused(split_model: Path) -> None:
-    processes = launch("torchrun", 2, str(split_model), size=4)
+    processes = launch_script("torchrun", 2, str(split_model), size=4)
     for process in processes:
         _, err = process.communicate(timeout=60)
         assert process.returncode == 1

@@ -37,16 +37,18 @@ void poison_all_but(const std::string& file, const std::string& tensor, Share ro
   }
 }
 
-TEST(Shard, ARankReadsItsSliceAndNothingElse) {
+/// Of four ranks, cp of which share a context.
+void expect_slices_alone_are_read(int cp) {
   constexpr int kSize = 4;
   const test::TinyLlama shape = {.intermediate_size = 96, .num_heads = 8, .num_kv_heads = 2};
   for (int rank = 0; rank < kSize; ++rank) {
     const test::ModelDir dir(shape);
     const ModelConfig model = read_model_config(dir.path(), "", 0.0, config_dialect);
-    const Shard shard(model, rank, kSize);
-    // By hand: two query heads of 8 dims to a rank, one KV head to two ranks, 24 of 96, and of 97
-    // tokens 24, 24, 24 and 25.
-    const Share q = {rank * 16, rank * 16 + 16};
+    const Shard shard(model, rank, kSize, cp);
+    // By hand: two query heads of 8 dims to a rank, or four to two that share a context; one KV
+    // head to two ranks, 24 of 96, and of 97 tokens 24, 24, 24 and 25.
+    const Share q =
+        cp == 1 ? Share{rank * 16, rank * 16 + 16} : Share{rank / 2 * 32, rank / 2 * 32 + 32};
     const Share kv = {rank / 2 * 8, rank / 2 * 8 + 8};
     const Share inner = {rank * 24, rank * 24 + 24};
     const Share tokens = {rank * 24, rank == 3 ? 97 : rank * 24 + 24};
@@ -73,12 +75,15 @@ TEST(Shard, ARankReadsItsSliceAndNothingElse) {
     // What another rank would read is bad, as it must be for this test to mean anything.
     test::expect_throw<CheckpointError>(
         [&] {
-          load_weights(model, *checkpoint, *backend, Shard(model, (rank + 2) % kSize, kSize), 1,
+          load_weights(model, *checkpoint, *backend, Shard(model, (rank + 2) % kSize, kSize, cp), 1,
                        {});
         },
         "expected finite values");
   }
 }
+
+TEST(Shard, ARankReadsItsSliceAndNothingElse) { expect_slices_alone_are_read(1); }
+TEST(Shard, ARankThatSharesAContextReadsTheHeadsOfItsGroup) { expect_slices_alone_are_read(2); }
 
 TEST(Shard, SizesThatDivideTheModel) {
   ModelConfig smollm2;

@@ -347,6 +347,24 @@ def interrupt(command: list[str], ready: Callable[[], bool]) -> tuple[int, str, 
         process.wait()
 
 
+def test_ctrl_c_keeps_what_was_generated(tiny_llama: TinyLlama, tmp_path: Path) -> None:
+    model, out = tiny_llama(max_position_embeddings=200_000), tmp_path / "out.json"
+
+    def generating() -> bool:
+        ready = out.exists() and bool(json.loads(out.read_text())["engine"])
+        time.sleep(0.5 if ready else 0)
+        return ready
+
+    options = ["--raw", "--max-new-tokens", "150k", "--json", str(out)]
+    code, stderr, _ = interrupt(["generate", str(model), "Hi", *options], generating)
+    assert (code, stderr) == (130, "interrupted\n")
+    record = json.loads(out.read_text())
+    assert record["complete"] is False
+    (result,) = record["results"]
+    assert result["finish_reason"] is None
+    assert 1 <= len(result["token_ids"]) == result["generate_token_len"] < 150 * 1024
+
+
 def test_ctrl_c_in_a_long_prefill_keeps_the_record(smollm2_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
 

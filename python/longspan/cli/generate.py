@@ -121,15 +121,17 @@ def generate(
                 asked = [*before, *pipe.tokenizer.encode(text, add_special_tokens=False)]
             if save_context is not None:
                 pipe.save_context(asked, save_context, do_preprocess=not raw)
-            pieces = []
-            for piece in pipe.stream_infer(asked, config, do_preprocess=not raw):
-                pieces.append(piece)
-                if json != "-":
-                    show(piece.text)
+            pieces: list[Response] = []
+            try:
+                for piece in pipe.stream_infer(asked, config, do_preprocess=not raw):
+                    pieces.append(piece)
+                    if json != "-":
+                        show(piece.text)
+            finally:
+                if pieces:  # after Ctrl-C, what came until then
+                    record.add(response := reduce(Response.extend, pieces))
         if json != "-":
             typer.echo()
-        response = reduce(Response.extend, pieces)
-        record.add(response)
         record.finish({"finish_reason": response.finish_reason})
         if sys.stderr.isatty():
             say(statistics(response))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,30 +19,45 @@ ProgressCallback = Callable[[Sequence["Progress"]], None]
 INTERVAL = 0.5
 #: Seconds of work before a bar is worth showing.
 PATIENCE = 2.0
+#: Seconds between two lines, for those who see no bar: logs, pipes, CI.
+HEARTBEAT = 10.0
+
+_log = logging.getLogger(__name__)
 
 
 class Bar:
-    """A progress bar on stderr: only on a terminal, only once the work has taken PATIENCE."""
+    """A progress bar on stderr, once the work has taken PATIENCE. Where that is no terminal, a line
+    of the logger "longspan.progress" every HEARTBEAT instead, of level INFO."""
 
     def __init__(self, what: str, unit: str) -> None:
         self._what = what
         self._unit = unit
-        self._begin = time.monotonic()
+        self._begin = self._said = time.monotonic()
         self._live: Any = None
 
     def update(self, done: float, total: float, note: str = "") -> None:
         """done and total in units; note is shown behind the bar."""
         if self._live is None:
-            if time.monotonic() - self._begin < PATIENCE or not sys.stderr.isatty():
+            if not sys.stderr.isatty():
+                self._log(done, total, note)
+                return
+            if time.monotonic() - self._begin < PATIENCE:
                 return
             self._live = _rich_bar()
             self._task = self._live.add_task(self._what, total=total, note="", unit=self._unit)
             self._live.start()
         self._live.update(self._task, completed=done, total=total, note=note)
 
+    def _log(self, done: float, total: float, note: str) -> None:
+        if time.monotonic() - self._said < HEARTBEAT:
+            return
+        self._said = time.monotonic()
+        parts = f"{self._what}: {done:,.0f} of {total:,.0f} {self._unit}", note
+        _log.info(", ".join(filter(None, parts)))
+
     def close(self) -> None:
         """Takes the bar from the terminal, for good."""
-        self._begin = float("inf")
+        self._begin = self._said = float("inf")
         if self._live is not None:
             self._live.stop()
             self._live = None

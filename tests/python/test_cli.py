@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -202,6 +204,16 @@ def test_generate_streams(tiny_llama: TinyLlama) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_file_for_stderr_shows_progress_in_lines(
+    tiny_llama: TinyLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longspan.progress.HEARTBEAT", 0.0)
+    model = tiny_llama(max_position_embeddings=40000)
+    result = call("generate", model, "Hi" * 10000, "--raw", "--max-new-tokens", 1)
+    assert re.search(r"^Generating: [0-9,]+ of 20,\d+ tokens, ", result.stderr, re.M), result.stderr
+    assert not logging.getLogger("longspan.progress").handlers
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -244,6 +245,15 @@ def test_progress_is_reported_while_it_works(tiny_llama: Callable[..., Path]) ->
     assert seen[-1] == [(10000, 10000)] * 2
     done = [sum(d for d, _ in states) for states in seen]
     assert done == sorted(done)
+
+
+def test_without_a_terminal_progress_is_logged(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("longspan.progress.HEARTBEAT", 0.0)
+    with caplog.at_level("INFO", "longspan.progress"):
+        pipe.get_ppl([65] * 40)
+    assert re.fullmatch(r"\w+: 40 of 40 tokens, .* tokens/s, .* TFLOP/s", caplog.messages[-1])
 
 
 def test_an_exception_in_progress_cancels(pipe: Pipeline, model: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +25,7 @@ class _Commands(TyperGroup):
         return super().make_context(info_name, args, *rest, obj=list(args), **extra)
 
     def invoke(self, ctx: Any) -> Any:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _progress_on_stderr():
             warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
             try:
                 return super().invoke(ctx)
@@ -32,6 +35,21 @@ class _Commands(TyperGroup):
             except KeyboardInterrupt as interrupt:
                 _say("interrupted")
                 raise typer.Exit(INTERRUPTED) from interrupt
+
+
+@contextmanager
+def _progress_on_stderr() -> Iterator[None]:
+    """Shows what bars log where stderr is no terminal, such as a file (progress.Bar)."""
+    log, handler = logging.getLogger("longspan.progress"), logging.StreamHandler()
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False  # the pipeline may have given "longspan" a handler of its own
+    try:
+        yield
+    finally:
+        log.propagate = True
+        log.setLevel(logging.NOTSET)
+        log.removeHandler(handler)
 
 
 def _say(line: str) -> None:

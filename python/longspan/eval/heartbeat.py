@@ -6,24 +6,21 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from longspan.progress import rate
+from longspan.progress import HEARTBEAT, rate
 
 if TYPE_CHECKING:
     from longspan._core import Progress
 
-#: Seconds between two lines.
-INTERVAL = 10.0
-
 
 class Heartbeat:
-    """A progress callback that says one line every INTERVAL seconds."""
+    """A progress callback that says one line every HEARTBEAT seconds."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._said = time.monotonic()
 
     def __call__(self, states: Sequence[Progress]) -> None:
-        if time.monotonic() - self._said < INTERVAL:
+        if time.monotonic() - self._said < HEARTBEAT:
             return
         self._said = time.monotonic()
         done = sum(state.prefill_done for state in states)

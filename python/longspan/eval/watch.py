@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from longspan.describe import describe
-from longspan.eval.heartbeat import INTERVAL
-from longspan.progress import ProgressCallback, rate
+from longspan.progress import HEARTBEAT, ProgressCallback, rate
 
 if TYPE_CHECKING:
     from longspan._core import ModelInfo, Progress
@@ -93,7 +92,7 @@ class Watch:
                 speed=rate([state]),
                 left=eta,
             )
-        elif time.monotonic() - self._said >= INTERVAL:
+        elif time.monotonic() - self._said >= HEARTBEAT:
             self._said = time.monotonic()
             self._say(
                 f"{name}: {state.prefill_done:,} of {state.prefill_total:,} tokens, "

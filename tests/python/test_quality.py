@@ -1,4 +1,4 @@
-"""Does the model still understand past its trained 8192 tokens? SmolLM2 in bf16."""
+"""Does the model still understand past its trained 8192 tokens? SmolLM2, as users run it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ def passkeys_found(*lengths: int, **options: Any) -> list[int]:
     """Of two rounds at each length those in which the key, as five digits or fewer, is the first
     thing the model says."""
     config = EngineConfig(
-        dtype="bfloat16",
         session_len=max(lengths),
         max_batch_size=1,
         enable_prefix_caching=True,  # prompts are alike up to the first key

@@ -206,6 +206,12 @@ def test_generate_streams(tiny_llama: TinyLlama) -> None:
         process.wait()
 
 
+def test_an_answer_has_a_token(tiny_llama: TinyLlama) -> None:
+    result = call("chat", tiny_llama(), "--max-new-tokens", 0)
+    assert result.exit_code == 2
+    assert "--max-new-tokens: expected at least 1, got 0" in result.output
+
+
 def test_a_file_for_stderr_shows_progress_in_lines(
     tiny_llama: TinyLlama, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,10 @@ def chat(
       longspan chat MODEL
       longspan chat MODEL --session-len 64k --rope-scaling-factor 8 --temperature 0.7
     """
+    if max_new_tokens < 1:
+        raise typer.BadParameter(
+            f"expected at least 1, got {max_new_tokens}", param_hint="--max-new-tokens"
+        )
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         temperature=temperature,

@@ -13,12 +13,12 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import time
 
 from longspan import ParallelError
 from longspan._core import Engine, EngineConfig, GenerationConfig
+from ranks import free_port
 
 #: tp, cp
 GROUPS = [(2, 1), (2, 2), (4, 1), (4, 2)] * 3
@@ -64,9 +64,7 @@ def live(model: str, rank: int, death: Death, port: int, met: int, said: int) ->
 
 
 def watch(model: str, death: Death) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     met, tell_met = os.pipe()
     hears = {}
     ranks = {}

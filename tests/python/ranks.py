@@ -42,6 +42,19 @@ def answers(engine: Engine, case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def token_nll(logits: npt.NDArray[np.float32], ids: list[int]) -> npt.NDArray[np.float64]:
+    """Of every id after the first, by the logits of the one before it: [len(ids) - 1], in nats.
+    logits: [at least len(ids) - 1, vocab], small enough for exp() in double precision."""
+    rows = logits[: len(ids) - 1].astype(np.float64)
+    return np.log(np.exp(rows).sum(axis=1)) - rows[np.arange(len(rows)), ids[1:]]
+
+
 def check_shared(
     path: Path | str,
     ids: list[int],
@@ -65,10 +78,8 @@ def check_shared(
         nll = engine.score(ids, token_nll=True).wait().token_nll
         logits = engine.logits(ids, list(range(len(ids)))).wait().logits
         last = engine.logits(ids, [len(ids) - 1]).wait()
-    rows = expected[:-1].astype(np.float64)
-    chosen = rows[np.arange(len(rows)), ids[1:]]
     assert np.abs(logits - expected).max() < tolerance, options
-    assert np.abs(nll - (np.log(np.exp(rows).sum(axis=1)) - chosen)).max() < tolerance, options
+    assert np.abs(nll - token_nll(expected, ids)).max() < tolerance, options
     assert last.cached_tokens == len(ids) - 1
     assert np.abs(last.logits - expected[-1]).max() < tolerance, options
 
@@ -76,9 +87,7 @@ def check_shared(
 def launch(size: int, *arguments: str) -> list[subprocess.Popen[str]]:
     """This program as torchrun would start it, on CPUs or on one GPU: NCCL takes the ranks for
     machines of their own, since it refuses two of one machine on the same card."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     processes = []
     for rank in range(size):
         environment = {

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from longspan import InvalidArgument
 from longspan._core import check_rendezvous
+from ranks import free_port
 from test_tensor_parallel import LAUNCHERS
 
 STEPS = [
@@ -25,12 +26,6 @@ STEPS = [
     "sum on devices",
     "leaving",
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def doctor(

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from conftest import write_tiny_llama
 from longspan import EngineConfig, GenerationConfig, InvalidArgument, pipeline, plan_memory
 from longspan._core import Engine
 from longspan._core import EngineConfig as NativeConfig
-from ranks import answers, check_shared, launch, outputs_of, said
+from ranks import answers, check_shared, free_port, launch, outputs_of, said, token_nll
 from test_families import HEADS, MISTRAL, QWEN2, QWEN3, TOLERANCE, repack
 from test_hf_parity import TOLERANCE as SMOLLM2_TOLERANCE
 
@@ -105,9 +104,7 @@ def smollm2_rows(path: str, new_tokens: tuple[int, ...]) -> tuple[np.ndarray, fl
     hf = oracle.smollm2() if path == oracle.smollm2_dir() else oracle.at(path)
     ids = oracle.prose(200)
     rows, _ = hf.run([*ids, *new_tokens[:-1]], length=LENGTH, factor=FACTOR)
-    scores = rows[: len(ids) - 1].astype(np.float64)
-    chosen = scores[np.arange(len(scores)), ids[1:]]
-    return rows, float(np.mean(np.log(np.exp(scores).sum(axis=1)) - chosen))
+    return rows, float(np.mean(token_nll(rows, ids)))
 
 
 def check_smollm2(case: dict[str, Any], given: dict[str, Any]) -> None:
@@ -228,9 +225,7 @@ def launch_script(
     """The processes that a launcher would start, in order of rank."""
     size = size or tp
     known = {name for names in LAUNCHERS.values() for name in names}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     processes = []
     for rank in range(size):
         values = dict(zip(LAUNCHERS[launcher], map(str, (rank, size, rank, size)), strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typer.core import TyperGroup
 
 from longspan._core import LongspanError, version
 from longspan.cli import chat, demo, doctor, evaluate, generate, plan
+from longspan.cli.terminal import say
 
 INTERRUPTED = 130
 
@@ -26,14 +26,14 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         with warnings.catch_warnings(), _progress_on_stderr():
-            warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+            warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
             try:
                 return super().invoke(ctx)
             except LongspanError as error:
-                _say(f"error: {error}")
+                say(f"error: {error}")
                 raise typer.Exit(1) from error
             except KeyboardInterrupt as interrupt:
-                _say("interrupted")
+                say("interrupted")
                 raise typer.Exit(INTERRUPTED) from interrupt
 
 
@@ -50,10 +50,6 @@ def _progress_on_stderr() -> Iterator[None]:
         log.propagate = True
         log.setLevel(logging.NOTSET)
         log.removeHandler(handler)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _version(wanted: bool) -> None:

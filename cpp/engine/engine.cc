@@ -265,10 +265,23 @@ class Engine::Impl {
   }
 
   void fail_all(const std::exception_ptr& error) {
-    loaded_->scheduler.remove_if([&](const Sequence& sequence) {
+    remove_if([&](const Sequence& sequence) {
       sequence.state->fail(error);
       return true;
     });
+  }
+
+  /// Removes the sequences that `ends` has ended, or has found to be. Their results are out only
+  /// when that is published: who has a result finds it counted, and its blocks free.
+  void remove_if(const std::function<bool(const Sequence&)>& ends) {
+    std::vector<std::shared_ptr<RequestState>> ended;
+    loaded_->scheduler.remove_if([&](const Sequence& sequence) {
+      if (!ends(sequence)) return false;
+      ended.push_back(sequence.state);
+      return true;
+    });
+    publish();
+    for (const auto& state : ended) state->hand_out();
   }
 
   /// Moves new requests to the scheduler and does what was asked of this thread, sleeping while
@@ -280,6 +293,8 @@ class Engine::Impl {
     });
     for (auto& sequence : inbox_) loaded_->scheduler.add(std::move(sequence));
     inbox_.clear();
+    // Until they are published as running or gone: no request is ever missing from both counts.
+    metrics_.waiting = loaded_->scheduler.num_waiting();
     if (closing_) return false;
     std::vector<std::packaged_task<void()>> tasks = std::exchange(tasks_, {});
     lock.unlock();
@@ -289,7 +304,7 @@ class Engine::Impl {
 
   void step() {
     Loaded& l = *loaded_;
-    l.scheduler.remove_if([](const Sequence& sequence) {
+    remove_if([](const Sequence& sequence) {
       if (!sequence.state->cancelled()) return false;
       sequence.state->finish(FinishReason::kCancelled);
       return true;
@@ -301,8 +316,7 @@ class Engine::Impl {
       // Planning copies cached blocks, on every rank; whose step it was to be is not known yet.
       fail_all(std::current_exception());
     }
-    l.scheduler.remove_if([](const Sequence& sequence) { return sequence.state->finished(); });
-    publish();
+    remove_if([](const Sequence& sequence) { return sequence.state->ended(); });
   }
 
   void run(const std::vector<ScheduledSequence>& step) {

@@ -75,15 +75,14 @@ void RequestState::add_logits(const float* row, int64_t count) {
 }
 
 void RequestState::end_locked() {
-  if (finished_) return;
-  finished_ = true;
-  ended_ = Clock::now();
-  if (prefilled_ != Clock::time_point{}) output_.decode_s = seconds(ended_ - prefilled_);
-  moved();
+  ended_ = true;
+  end_ = Clock::now();
+  if (prefilled_ != Clock::time_point{}) output_.decode_s = seconds(end_ - prefilled_);
 }
 
 void RequestState::finish(FinishReason reason, std::optional<int32_t> stop_token_id) {
   const std::lock_guard lock(mutex_);
+  if (ended_) return;
   output_.stop_token_id = stop_token_id;
   output_.finish_reason = reason;
   end_locked();
@@ -91,8 +90,15 @@ void RequestState::finish(FinishReason reason, std::optional<int32_t> stop_token
 
 void RequestState::fail(std::exception_ptr error) {
   const std::lock_guard lock(mutex_);
+  if (ended_) return;
   error_ = std::move(error);
   end_locked();
+}
+
+void RequestState::hand_out() {
+  const std::lock_guard lock(mutex_);
+  handed_out_ = true;
+  moved();
 }
 
 bool RequestState::failed() {
@@ -135,7 +141,7 @@ std::vector<TokenLogprob> RequestState::logprobs_from(int64_t from) {
 
 Progress RequestState::progress() {
   const std::lock_guard lock(mutex_);
-  const Clock::time_point now = finished_ ? ended_ : Clock::now();
+  const Clock::time_point now = ended_ ? end_ : Clock::now();
   Progress p;
   p.prefill_done = prefill_done_;
   p.prefill_total = lengths.prompt;

@@ -44,10 +44,14 @@ class RequestState {
   void add_token(int32_t id, std::span<const TokenLogprob> logprobs);
   void add_nll(const std::vector<double>& nll);
   void add_logits(const float* row, int64_t count);
+  /// Fixes how the request ends, if that has not been fixed yet.
   void finish(FinishReason reason, std::optional<int32_t> stop_token_id = std::nullopt);
   void fail(std::exception_ptr error);
-  bool finished() const { return finished_; }
-  bool failed();  ///< finished by fail()
+  bool ended() const { return ended_; }
+  bool failed();  ///< ended by fail()
+  /// Hands the result of an ended request to who waits for it. Called once its blocks are free and
+  /// the engine's metrics count what it took.
+  void hand_out();
   bool cancelled() const { return cancelled_; }
 
   // ---- the handle's side; see RequestHandle ----
@@ -65,11 +69,13 @@ class RequestState {
 
   void end_locked();
   void moved();
+  bool finished() const { return handed_out_; }
 
   const std::shared_ptr<Signal> signal_;  // may be null
   const Clock::time_point submitted_ = Clock::now();
   std::atomic<bool> cancelled_ = false;
-  std::atomic<bool> finished_ = false;  // written under mutex_
+  std::atomic<bool> ended_ = false;       // written under mutex_
+  std::atomic<bool> handed_out_ = false;  // written under mutex_
   std::mutex mutex_;
   std::condition_variable moved_;  // a token or the end has come
   // All below are guarded by mutex_.
@@ -77,7 +83,7 @@ class RequestState {
   RequestOutput output_;
   Clock::time_point started_{};    // epoch: not yet
   Clock::time_point prefilled_{};  // epoch: not yet
-  Clock::time_point ended_{};      // epoch: not yet
+  Clock::time_point end_{};        // epoch: not yet
   int64_t prefill_done_ = 0;
   double prefill_work_ = 0.0;
   double skipped_work_ = 0.0;  // of prefill_work_

@@ -109,7 +109,7 @@ bool StepRunner::run(const std::vector<ScheduledSequence>& step) {
         break;
       case RequestKind::kGenerate:
         if (was_prefill && state.request.token_nll) score(*sequence, row, first, count);
-        if (state.finished()) break;  // its scores were not finite
+        if (state.ended()) break;  // its scores were not finite
         if (!sequence->in_prefill() && state.lengths.max_new_tokens > 0) {
           to_sample.push_back({sequence, row + count - 1, was_prefill});
         }

@@ -65,17 +65,17 @@ def test_ranks_that_meet_are_well(launcher: str, size: int) -> None:
 
 def test_a_rank_that_does_not_come_is_named_by_those_that_do() -> None:
     port, begin = free_port(), time.monotonic()
-    ranks = [doctor(r, 3, port, "--timeout", 3) for r in (0, 1)]
+    ranks = [doctor(r, 3, port, "--timeout", 6) for r in (0, 1)]
     (out, _), (_, err) = (rank.communicate(timeout=60) for rank in ranks)
     assert [rank.returncode for rank in ranks] == [1, 1]
     assert time.monotonic() - begin < 30
-    assert "ranks: meeting" in out and "within 3 s, without rank 2" in out
+    assert "ranks: meeting" in out and "within 6 s, without rank 2" in out
     assert err.startswith("rank 1: ranks: meeting: ") and "without rank 2" in err
 
 
 def test_a_rank_that_does_not_answer_is_named_with_the_step() -> None:
     port = free_port()
-    ranks = [doctor(r, 3, port, "--timeout", 3) for r in (0, 1)]
+    ranks = [doctor(r, 3, port, "--timeout", 6) for r in (0, 1)]
     silent = socket.socket()
     while silent.connect_ex(("127.0.0.1", port)) != 0:
         silent.close()

@@ -19,7 +19,8 @@ namespace longspan {
 /// Called while weights load, in the loading thread: bytes read so far and in all.
 using LoadProgress = std::function<void(int64_t done_bytes, int64_t total_bytes)>;
 
-/// A snapshot of what the engine is doing.
+/// A snapshot of what the engine is doing. When a request has finished, it counts what the request
+/// took, and its blocks as free.
 struct EngineMetrics {
   int64_t waiting = 0;      ///< requests
   int64_t running = 0;      ///< requests

@@ -47,6 +47,22 @@ TEST(Engine, RequestsSubmittedTogetherEnterTogether) {
   EXPECT_EQ(engine->metrics().steps, 12);  // of all four, and none of the list that was refused
 }
 
+TEST(Engine, CountsARequestBeforeItsResultIsOut) {
+  const test::ModelDir model;
+  const auto engine = Engine::load(model.path(), small_config());
+  for (int i = 1; i <= 200; ++i) {  // one step each: a thread that is late by a step shows
+    const RequestHandle handle = engine->submit(prompt_of(5, 1, i));
+    const EngineMetrics during = engine->metrics();
+    EXPECT_TRUE(during.waiting + during.running == 1 || during.steps == i) << i;
+    handle.wait();
+    const EngineMetrics after = engine->metrics();
+    EXPECT_EQ(after.steps, i);
+    EXPECT_EQ(after.prefilled_tokens, 5 * i);
+    EXPECT_EQ(after.waiting + after.running, 0) << i;
+    EXPECT_EQ(after.free_blocks, after.total_blocks) << i;
+  }
+}
+
 TEST(Engine, ChunkAndBlockAndThreadsChangeNothing) {
   const test::ModelDir model;
   const auto run = [&](int64_t chunk, int block, int threads) {

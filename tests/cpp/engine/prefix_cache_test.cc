@@ -74,7 +74,10 @@ class Simulation {
     for (const auto& [sequence, count] : step) advance(*sequence, count);
     scheduler.publish(step);
     check();
-    scheduler.remove_if([](const Sequence& s) { return s.state->finished(); });
+    scheduler.remove_if([](const Sequence& s) {
+      if (s.state->ended()) s.state->hand_out();
+      return s.state->ended();
+    });
     check();
     return counts;
   }
@@ -361,7 +364,7 @@ TEST(PrefixCache, SurvivesThousandsOfRandomRequests) {
       for (int64_t steps = below(4); steps > 0; --steps) sim.step(below(10) == 0);
       RequestState& victim = *states[below(std::ssize(states))];
       if (below(5) == 0) victim.cancel();
-      if (below(20) == 0 && !victim.finished()) {
+      if (below(20) == 0 && !victim.ended()) {
         victim.fail(std::make_exception_ptr(NumericalError("test")));
       }
       if (HasFatalFailure()) return;

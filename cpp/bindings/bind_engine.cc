@@ -124,13 +124,14 @@ ContextCallback interruptible(ContextCallback callback) {
 }
 
 Context save_context(Engine& self, const py::object& input_ids, const std::string& path,
-                     const OptionalRopeLength& rope_length, const ContextCallback& progress) {
+                     const OptionalRopeLength& rope_length, int64_t checkpoint_tokens,
+                     const ContextCallback& progress) {
   std::vector<int32_t> ids = to_token_ids(input_ids, "input_ids");
   std::optional<RopeLength> length;
   if (rope_length) length = rope_length_from_python(*rope_length, "rope_length");
   const ContextCallback callback = interruptible(progress);
   py::gil_scoped_release release;
-  return self.save_context(std::move(ids), path, length, callback);
+  return self.save_context(std::move(ids), path, length, checkpoint_tokens, callback);
 }
 
 Context load_context(Engine& self, const std::string& path, const ContextCallback& progress) {
@@ -199,9 +200,13 @@ void bind_engine(py::module_& m) {
       .def("logits", submit_made_by(&logits_request), py::arg("input_ids"), py::arg("positions"),
            "submit() of one Request.logits().")
       .def("save_context", &save_context, py::arg("input_ids"), py::arg("path"),
-           py::arg("rope_length") = py::none(), py::arg("progress") = py::none(),
+           py::arg("rope_length") = py::none(), py::arg("checkpoint_tokens") = 0,
+           py::arg("progress") = py::none(),
            "Computes the keys and values of input_ids, as far as they are not cached, and writes "
-           "them to a file; what progress(ContextProgress) raises ends it and leaves none.")
+           "them to a file, of the first checkpoint_tokens, 2 * checkpoint_tokens, ... tokens too, "
+           "from "
+           "which it goes on; what progress(ContextProgress) raises ends it and leaves no half "
+           "file.")
       .def("load_context", &load_context, py::arg("path"), py::arg("progress") = py::none(),
            "Reads such a file into the prefix cache: prompts that begin with its token_ids, under "
            "a profile of the same values, compute only what follows.")

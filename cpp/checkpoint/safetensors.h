@@ -29,6 +29,7 @@ class SafetensorsFile {
   explicit SafetensorsFile(const std::string& path);
 
   const std::string& path() const { return path_; }
+  int64_t bytes() const { return file_.size(); }  ///< of the whole file
   const std::map<std::string, SafetensorsEntry>& tensors() const { return tensors_; }
   /// What the writer said of the file: "__metadata__".
   const std::map<std::string, std::string>& metadata() const { return metadata_; }

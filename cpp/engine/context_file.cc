@@ -171,7 +171,6 @@ ContextFile::ContextFile(const std::string& path, const KvShape& shape) : file_(
   const bool float32 = tensor("keys").dtype == "F32";
   all_ = std::make_unique<KvRows>(own, float32 ? DType::kF32 : DType::kBF16, tokens);
   check_tensors();
-  for (const auto& [unused, entry] : file_.tensors()) bytes_ += entry.bytes;
 }
 
 std::string ContextFile::metadata(const std::string& key) const {

@@ -52,7 +52,7 @@ class ContextFile {
   ContextFile(const std::string& path, const KvShape& shape);
 
   const ContextFacts& facts() const { return facts_; }
-  int64_t bytes() const { return bytes_; }
+  int64_t bytes() const { return file_.bytes(); }
   /// The order in which read() gives so many tokens.
   KvRows rows(int64_t tokens) const { return {all_->shape(), all_->dtype(), tokens}; }
 
@@ -69,7 +69,6 @@ class ContextFile {
   const SafetensorsFile file_;
   ContextFacts facts_;
   std::unique_ptr<const KvRows> all_;
-  int64_t bytes_ = 0;
 };
 
 }  // namespace longspan

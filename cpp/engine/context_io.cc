@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "core/check.h"
-#include "engine/context_file.h"
 
 namespace longspan {
 namespace {
@@ -130,7 +129,7 @@ void save_context(const ContextIo& io, Context& context, const std::string& path
 }
 
 Context load_context(const ContextIo& io, const std::string& path, const RopeMethod& rope,
-                     int64_t vocab_size, const std::function<void(int64_t tokens)>& check,
+                     int64_t vocab_size, const ContextCheck& check,
                      const ContextCallback& on_progress) {
   const ContextFile file(path, io.rows.shape());
   const ContextFacts& facts = file.facts();
@@ -140,7 +139,7 @@ Context load_context(const ContextIo& io, const std::string& path, const RopeMet
   check_ids(facts.token_ids, vocab_size, path);
   const Context context = {facts.token_ids, profile_of(rope, facts.profile, path), file.bytes()};
   const int64_t tokens = std::ssize(context.token_ids);
-  check(tokens);
+  check(context, file);
 
   ContextBlocks::Room room;
   io.on_engine([&] { room = io.blocks.take(context); });

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "engine/context_blocks.h"
+#include "engine/context_file.h"
 #include "longspan/context.h"
 #include "rope/rope_method.h"
 
@@ -30,10 +31,13 @@ struct ContextIo {
 void save_context(const ContextIo& io, Context& context, const std::string& path,
                   const std::function<void()>& compute, const ContextCallback& on_progress);
 
-/// Reads a context into the prefix cache. check: called with its length before any work; may throw.
+/// Called with what a file holds before any work; may throw.
+using ContextCheck = std::function<void(const Context& context, const ContextFile& file)>;
+
+/// Reads a context into the prefix cache.
 /// Throws CheckpointError and CapacityError.
 Context load_context(const ContextIo& io, const std::string& path, const RopeMethod& rope,
-                     int64_t vocab_size, const std::function<void(int64_t tokens)>& check,
+                     int64_t vocab_size, const ContextCheck& check,
                      const ContextCallback& on_progress);
 
 }  // namespace longspan

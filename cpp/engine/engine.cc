@@ -15,7 +15,7 @@
 #include "checkpoint/fingerprint.h"
 #include "core/check.h"
 #include "core/thread_pool.h"
-#include "engine/context_io.h"
+#include "engine/context_checkpoints.h"
 #include "engine/load_ranks.h"
 #include "engine/memory_plan.h"
 #include "engine/plan_remedies.h"
@@ -125,27 +125,31 @@ class Engine::Impl {
   }
 
   Context save_context(std::vector<int32_t> input_ids, const std::string& path,
-                       const std::optional<RopeLength>& rope_length,
+                       const std::optional<RopeLength>& rope_length, int64_t checkpoint_tokens,
                        const ContextCallback& on_progress) {
+    require<InvalidArgument>(checkpoint_tokens >= 0,
+                             "checkpoint_tokens: expected an integer >= 0, got ",
+                             checkpoint_tokens);
     const ContextIo io = context_io();
     Request request;
     request.input_ids = std::move(input_ids);
     request.generation.max_new_tokens = 0;
     request.rope_length = rope_length;
     Context context = {request.input_ids, rope_->profile(lengths_of(request).rope_length)};
-    const auto compute = [&] {
-      run(request, [&](const Progress& progress) {
-        if (on_progress) {
-          on_progress({.computed = progress.prefill_done, .total = progress.prefill_total});
-        }
-      });
+    request.rope_length = RopeLength{RopeLengthPolicy::kFixed, context.rope_profile.length};
+    const auto compute = [&](int64_t tokens, const ProgressCallback& on_computed) {
+      Request part = request;
+      part.input_ids.resize(static_cast<size_t>(tokens));
+      run(std::move(part), on_computed);
     };
-    longspan::save_context(io, context, path, compute, on_progress);
+    save_with_checkpoints(io, context, path, checkpoint_tokens, *rope_, model_.vocab_size, compute,
+                          on_progress);
     return context;
   }
 
   Context load_context(const std::string& path, const ContextCallback& on_progress) {
-    const auto check = [this](int64_t tokens) {
+    const auto check = [this](const Context& context, const ContextFile&) {
+      const int64_t tokens = std::ssize(context.token_ids);
       if (tokens > config_.session_len) {
         throw ContextTooLong(tokens, config_.session_len, plan_.kv_capacity);
       }
@@ -461,8 +465,9 @@ RequestOutput Engine::run(Request request, const ProgressCallback& on_progress) 
 
 Context Engine::save_context(std::vector<int32_t> input_ids, const std::string& path,
                              const std::optional<RopeLength>& rope_length,
-                             const ContextCallback& on_progress) {
-  return impl_->save_context(std::move(input_ids), path, rope_length, on_progress);
+                             int64_t checkpoint_tokens, const ContextCallback& on_progress) {
+  return impl_->save_context(std::move(input_ids), path, rope_length, checkpoint_tokens,
+                             on_progress);
 }
 Context Engine::load_context(const std::string& path, const ContextCallback& on_progress) {
   return impl_->load_context(path, on_progress);

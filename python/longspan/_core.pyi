@@ -278,6 +278,7 @@ class Engine:
         input_ids: Sequence[int] | npt.NDArray[Any],
         path: str,
         rope_length: str | int | None = None,
+        checkpoint_tokens: int = 0,
         progress: Callable[[ContextProgress], None] | None = None,
     ) -> Context: ...
     def load_context(

@@ -239,11 +239,16 @@ class Pipeline:
         path: str | os.PathLike[str],
         do_preprocess: bool = True,
         rope_length: str | int | None = None,
+        checkpoint_tokens: int = 0,
         progress: Callable[[ContextProgress], None] | None = None,
     ) -> Context:
         """Computes a prompt, one of infer()'s, and keeps its keys and values in a file, so that it
         need never be computed again; needs enable_prefix_caching. Where the model's RoPE depends on
         length, choose a rope_length ("bucket", a number) that later prompts will have too.
+
+        checkpoint_tokens >= 1: the file is written after each so many tokens, so that a process
+        that dies loses no more; the same call goes on from such a file, to the same bits, and
+        replaces no other.
 
         Throws as infer() does, CheckpointError and NumericalError. Whatever is thrown,
         KeyboardInterrupt included, leaves no half file."""
@@ -251,7 +256,9 @@ class Pipeline:
         self._warn_beyond_native(len(ids), 0)
         with Bar("Computing", "tokens") as bar, Bar("Writing", "tokens") as writing:
             report = progress or (lambda state: show_context(bar, writing, state))
-            return self.engine.save_context(ids, os.fspath(path), rope_length, report)
+            return self.engine.save_context(
+                ids, os.fspath(path), rope_length, checkpoint_tokens, report
+            )
 
     def load_context(
         self,

@@ -4,6 +4,9 @@ from it is what goes on from the cache."""
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +103,36 @@ def test_the_command_line_keeps_a_prompt_and_goes_on(model: Path, tmp_path: Path
         return json.loads(result.stdout)["results"][0]
 
     saved = tmp_path / "saved"
-    call("a document of some length", "--raw", "--save-context", saved)
+    call("a document", "--raw", "--save-context", saved)
+    saving = ("--save-context", saved, "--checkpoint-tokens", 10)
+    assert call("a document of some length", "--raw", *saving)["cached_tokens"] == 24
     more = call(", and more", "--context", saved)
     whole = call("a document of some length, and more", "--raw")
     assert more["text"] == whole["text"]
     assert (more["cached_tokens"], whole["cached_tokens"]) == (25, 0)
+
+
+def test_a_killed_process_loses_no_more_than_asked(model: Path, tmp_path: Path) -> None:
+    script = """
+import os, signal, sys
+from test_context import TOKENS, ids_of, load
+
+def progress(state):
+    if state.computed > 128:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+load(sys.argv[1]).save_context(ids_of(TOKENS), sys.argv[2], checkpoint_tokens=64, progress=progress)
+"""
+    command = [sys.executable, "-c", script, str(model), str(tmp_path / "saved")]
+    killed = subprocess.run(command, cwd=Path(__file__).parent, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with load(model) as pipe:
+        assert len(pipe.load_context(tmp_path / "saved").token_ids) == 128
+        pipe.save_context(ids_of(TOKENS), tmp_path / "saved", checkpoint_tokens=64)
+        assert pipe.engine.metrics().prefilled_tokens == TOKENS - 128
+    with load(model) as pipe:
+        pipe.save_context(ids_of(TOKENS), tmp_path / "whole")
+    assert (tmp_path / "saved").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
 def test_an_interrupt_leaves_no_file(model: Path, tmp_path: Path) -> None:

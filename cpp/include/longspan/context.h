@@ -13,7 +13,7 @@ struct Context {
   std::vector<int32_t> token_ids;
   /// What its keys are rotated by. Requests whose profile has the same values reuse them.
   RopeProfile rope_profile;
-  int64_t file_bytes = 0;
+  int64_t file_bytes = 0;  ///< of the whole file
 };
 
 /// How far saving or loading a context has come, in tokens.

@@ -97,12 +97,16 @@ class LONGSPAN_API Engine {
   /// is one of no new tokens; rope_length: as Request's. Until it is whole the file is `path`.part;
   /// one that was there is replaced. Other requests go on meanwhile. An exception thrown by the
   /// callback ends it, leaves no file and propagates.
+  /// checkpoint_tokens >= 1: after each so many tokens the file is written with those, a context of
+  /// its own, so that a process that dies or an exception loses no more than they cost. The next
+  /// call goes on from such a file, to the same bits; a file at `path` that holds anything else is
+  /// not replaced. Beside the file there must be room for its successor.
   /// Throws what submit() does, InvalidArgument without enable_prefix_caching, CheckpointError
-  /// where the file cannot be written, CapacityError when other requests took the room, and
-  /// NumericalError.
+  /// where the file cannot be written or gone on from, CapacityError when other requests took the
+  /// room, and NumericalError.
   Context save_context(std::vector<int32_t> input_ids, const std::string& path,
                        const std::optional<RopeLength>& rope_length = std::nullopt,
-                       const ContextCallback& on_progress = {});
+                       int64_t checkpoint_tokens = 0, const ContextCallback& on_progress = {});
 
   /// Reads such a file into the prefix cache, so that prompts that begin with its token_ids, under
   /// a profile of the same values, compute only what follows. It may be of another device, tp, cp,

@@ -57,6 +57,14 @@ def generate(
         Path | None,
         typer.Option(metavar="FILE", help="Keep what the prompt took to compute in this file."),
     ] = None,
+    checkpoint_tokens: Annotated[
+        int,
+        typer.Option(
+            parser=tokens,
+            metavar="TOKENS",
+            help="Write that file after each so many tokens; if it is there, go on from it.",
+        ),
+    ] = 0,
     load_context: Annotated[
         Path | None,
         typer.Option(
@@ -79,6 +87,8 @@ def generate(
       longspan generate MODEL --file book.txt --raw --max-new-tokens 0 --save-context book.ctx
       longspan generate MODEL "Who did it?" --context book.ctx
     """
+    if checkpoint_tokens and save_context is None:
+        raise typer.BadParameter("--checkpoint-tokens: expected --save-context too")
     text = _prompt(prompt, file)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -120,7 +130,7 @@ def generate(
                 before = pipe.load_context(load_context).token_ids
                 asked = [*before, *pipe.tokenizer.encode(text, add_special_tokens=False)]
             if save_context is not None:
-                pipe.save_context(asked, save_context, do_preprocess=not raw)
+                pipe.save_context(asked, save_context, not raw, checkpoint_tokens=checkpoint_tokens)
             pieces: list[Response] = []
             try:
                 for piece in pipe.stream_infer(asked, config, do_preprocess=not raw):

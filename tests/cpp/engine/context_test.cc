@@ -2,10 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -86,7 +88,7 @@ TEST(Context, GoesOnWithTheBitsOfAWarmCache) {
       const auto warm = Engine::load(model.path(), config_of(dtype, kv));
       const Context saved = warm->save_context(context_ids(), path);
       EXPECT_EQ(saved.token_ids, context_ids());
-      EXPECT_LT(saved.file_bytes, static_cast<int64_t>(std::filesystem::file_size(path)) + 1);
+      EXPECT_EQ(saved.file_bytes, static_cast<int64_t>(std::filesystem::file_size(path)));
       const RequestOutput expected = go_on(*warm);
       EXPECT_EQ(expected.cached_tokens, kTokens);
       for (const int block_len : {64, 128, 256}) {
@@ -96,6 +98,7 @@ TEST(Context, GoesOnWithTheBitsOfAWarmCache) {
         const Context context = engine->load_context(path);
         EXPECT_EQ(context.token_ids, saved.token_ids);
         EXPECT_EQ(context.rope_profile, saved.rope_profile);
+        EXPECT_EQ(context.file_bytes, saved.file_bytes);
         const RequestOutput got = go_on(*engine);
         EXPECT_EQ(got.cached_tokens, kTokens);
         EXPECT_EQ(got.logits, expected.logits);
@@ -176,13 +179,90 @@ TEST(Context, WhatIsCachedIsNeitherComputedNorReadAgain) {
   EXPECT_EQ(computed, kTokens);
   const int64_t cached = engine->metrics().cached_blocks;
   std::vector<int64_t> moved;
-  engine->save_context(context_ids(), path, std::nullopt,
+  engine->save_context(context_ids(), path, std::nullopt, 0,
                        [&](const ContextProgress& p) { moved.push_back(p.moved); });
   EXPECT_EQ(engine->metrics().prefilled_tokens, computed + 1);  // one row is always computed
   EXPECT_EQ(moved.back(), kTokens);
   engine->load_context(path);
   EXPECT_EQ(engine->metrics().cached_blocks, cached);
   EXPECT_EQ(engine->metrics().free_blocks, engine->metrics().total_blocks);
+}
+
+/// Saves with a checkpoint every 40 tokens until the third is under way.
+void save_until_it_dies(Engine& engine, const std::string& path,
+                        const std::optional<RopeLength>& rope_length = std::nullopt) {
+  EXPECT_THROW(engine.save_context(context_ids(), path, rope_length, 40,
+                                   [](const ContextProgress& p) {
+                                     if (p.computed > 80) throw std::runtime_error("died");
+                                   }),
+               std::runtime_error);
+}
+
+TEST(Context, GoesOnFromWhatWasSavedOnTheWay) {
+  const ModelDir model(kShape);
+  const TempDir dir;
+  const std::string path = dir.path() + "/context";
+  for (const std::string kv : {"auto", "int8_int4"}) {
+    for (const auto& [tp, cp] : {std::pair{1, 1}, {2, 2}}) {
+      SCOPED_TRACE(testing::Message() << kv << " tp " << tp << " cp " << cp);
+      const auto load = [&, tp = tp, cp = cp] {
+        return Engine::load(model.path(), config_of("float32", kv, tp, cp));
+      };
+      const int64_t bytes = load()->save_context(context_ids(), path + "-whole").file_bytes;
+      save_until_it_dies(*load(), path);
+      EXPECT_EQ(load()->load_context(path).token_ids.size(), 80U);
+
+      const auto engine = load();
+      std::vector<int64_t> computed;
+      const Context saved =
+          engine->save_context(context_ids(), path, std::nullopt, 50,
+                               [&](const ContextProgress& p) { computed.push_back(p.computed); });
+      EXPECT_EQ(engine->metrics().prefilled_tokens, kTokens - 80);
+      EXPECT_TRUE(std::ranges::is_sorted(computed));
+      EXPECT_EQ(computed.back(), kTokens);
+      EXPECT_EQ(saved.token_ids, context_ids());
+      EXPECT_EQ(saved.file_bytes, bytes);
+      EXPECT_TRUE(read_file(path) == read_file(path + "-whole")) << "not the same bits";
+
+      const auto again = load();
+      EXPECT_EQ(again->save_context(context_ids(), path, std::nullopt, 50).file_bytes, bytes);
+      EXPECT_EQ(again->metrics().prefilled_tokens, 0);
+      std::filesystem::remove(path);
+    }
+  }
+}
+
+TEST(Context, GoesOnFromNothingElse) {
+  const ModelDir model(kShape);
+  const TempDir dir;
+  const std::string path = dir.path() + "/context";
+  EngineConfig config = config_of();
+  config.rope_scaling_factor = 4.0;  // past 64 tokens each length has its own
+  const RopeLength fixed = {RopeLengthPolicy::kFixed, 300};
+  save_until_it_dies(*Engine::load(model.path(), config), path, fixed);
+  const std::string before = read_file(path);
+  const auto refused = [&](const EngineConfig& c, const std::vector<int32_t>& ids,
+                           const RopeLength& length, const std::string& why) {
+    const auto engine = Engine::load(model.path(), c);
+    expect_throw<CheckpointError>([&] { engine->save_context(ids, path, length, 40); }, why);
+    EXPECT_EQ(engine->metrics().prefilled_tokens, 0);
+    EXPECT_EQ(engine->metrics().cached_blocks, 0);
+    EXPECT_TRUE(read_file(path) == before);
+  };
+  std::vector<int32_t> other = context_ids();
+  other[79] ^= 1;
+  refused(config, other, fixed, "context: token_ids: expected a beginning of the context");
+  other = context_ids();
+  other.resize(79);
+  refused(config, other, fixed, "context: token_ids: expected a beginning of the context");
+  refused(config, context_ids(), {RopeLengthPolicy::kFixed, 301}, "context: rope: expected");
+  EngineConfig bytes = config;
+  bytes.kv_cache_dtype = "int8";
+  refused(bytes, context_ids(), fixed, "context: kv_cache_dtype: expected");
+  const auto engine = Engine::load(model.path(), config);
+  expect_throw<InvalidArgument>([&] { engine->save_context(context_ids(), path, fixed, -1); },
+                                "checkpoint_tokens: expected an integer >= 0, got -1");
+  EXPECT_EQ(engine->save_context(context_ids(), path, fixed, 40).token_ids, context_ids());
 }
 
 TEST(Context, KeepsTheProfileOfItsLength) {
@@ -270,7 +350,7 @@ TEST(Context, SavingEndsWithAnExceptionAndLeavesNothing) {
   EXPECT_EQ(engine->metrics().steps, 0);  // before any work
   expect_throw<std::runtime_error>(
       [&] {
-        engine->save_context(context_ids(), dir.path() + "/context", std::nullopt,
+        engine->save_context(context_ids(), dir.path() + "/context", std::nullopt, 0,
                              [](const ContextProgress&) { throw std::runtime_error("enough"); });
       },
       "enough");

@@ -203,10 +203,8 @@ void bind_engine(py::module_& m) {
            py::arg("rope_length") = py::none(), py::arg("checkpoint_tokens") = 0,
            py::arg("progress") = py::none(),
            "Computes the keys and values of input_ids, as far as they are not cached, and writes "
-           "them to a file, of the first checkpoint_tokens, 2 * checkpoint_tokens, ... tokens too, "
-           "from "
-           "which it goes on; what progress(ContextProgress) raises ends it and leaves no half "
-           "file.")
+           "them to a file, which it goes on from and writes after each checkpoint_tokens tokens "
+           "too; what progress(ContextProgress) raises ends it and leaves no half file.")
       .def("load_context", &load_context, py::arg("path"), py::arg("progress") = py::none(),
            "Reads such a file into the prefix cache: prompts that begin with its token_ids, under "
            "a profile of the same values, compute only what follows.")

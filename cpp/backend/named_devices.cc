@@ -37,7 +37,9 @@ std::unique_ptr<const BackendSizes> make_sizes(const NamedDevice& device,
                        device.name, ", got \"", dtype, "\"");
   std::string why;
   const CudaLibrary* library = open_cuda_library(&why);
-  require<BackendUnavailable>(library != nullptr, "device: got \"", device.name, "\", but ", why);
+  if (library == nullptr) {
+    throw BackendUnavailable(message("device: got \"", device.name, "\", but ", why));
+  }
   const CudaDevice facts{std::string(device.model), device.num_sms, device.major, device.minor};
   return std::unique_ptr<const BackendSizes>(library->sizes(facts));
 }

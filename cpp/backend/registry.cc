@@ -47,7 +47,9 @@ std::unique_ptr<Backend> make_cuda_backend(const std::string& device, const std:
       "dtype: expected \"auto\" or \"bfloat16\" on CUDA, got \"", dtype, "\"");
   std::string why;
   const CudaLibrary* library = find_cuda_library(&why);
-  require<BackendUnavailable>(library != nullptr, "device: got \"", device, "\", but ", why);
+  if (library == nullptr) {
+    throw BackendUnavailable(message("device: got \"", device, "\", but ", why));
+  }
   require<Unsupported>(dtype == "auto" || dtype == "bfloat16",
                        "dtype: expected \"bfloat16\" on CUDA, got \"", dtype, "\"");
   const int count = library->num_devices(&why);

@@ -82,9 +82,8 @@ class BackendSizes {
 /// Everything a device does. Ops run in the order they are called; shapes are per rank.
 /// Sizes: T tokens of the step, H hidden_size, D head_dim, I intermediate size, V vocabulary.
 /// "act" is activation_dtype(), what enters a linear; "out" is output_dtype(), what leaves one
-/// inside a layer; "acc" is accumulator_dtype(), of the residual stream and the logits. An op that
-/// takes "out" takes "acc" as well. Ops neither allocate nor throw; shapes are the caller's to get
-/// right.
+/// inside a layer; "acc" is accumulator_dtype(), of the residual stream and the logits. Ops neither
+/// allocate nor throw; shapes are the caller's to get right.
 class Backend : public BackendSizes {
  public:
   /// Memory that could be had now, of which DeviceTraits::overhead_bytes and, in a group,

@@ -68,6 +68,21 @@ struct KvRange {
   }
 };
 
+/// to_e4m3() of kv_quantize.h. What CUDA has for cards without the instruction goes through double.
+__device__ inline uint32_t to_e4m3_code(float x) {
+#if __CUDA_ARCH__ >= 890
+  return __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3);
+#else
+  constexpr uint32_t kLeastNormal = (127 - 6) << 23;
+  const uint32_t bits = __float_as_uint(x);
+  const uint32_t magnitude = bits & 0x7fffffff;
+  const uint32_t normal =
+      ((magnitude + 0x7ffff + ((magnitude >> 20) & 1)) >> 20) - ((127 - 7) << 3);
+  const uint32_t subnormal = __float2uint_rn(__uint_as_float(min(magnitude, kLeastNormal)) * 512);
+  return (magnitude >= kLeastNormal ? normal : subnormal) | ((bits >> 24) & 0x80);
+#endif
+}
+
 /// The codes of eight elements, in order from the low bits on; those of int4 fill x alone.
 template <KvElement element>
 __device__ inline uint2 quantize8(const Eight& v, const KvScale& by) {
@@ -80,7 +95,7 @@ __device__ inline uint2 quantize8(const Eight& v, const KvScale& by) {
     const float ratio = __fmul_rn(__fsub_rn(v.x[i], by.zero), inverse);
     uint32_t code;
     if constexpr (element == KvElement::kFp8) {
-      code = __nv_cvt_float_to_fp8(ratio, __NV_SATFINITE, __NV_E4M3);
+      code = to_e4m3_code(ratio);
     } else if constexpr (element == KvElement::kInt4) {
       code = __float2int_rn(fminf(ratio, 15.0f));
     } else {

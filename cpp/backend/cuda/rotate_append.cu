@@ -12,7 +12,7 @@ constexpr int kThreads = 128;
 constexpr int kChunk = 8;  // elements of 16 bytes of bfloat16, the unit of a write
 constexpr int kGroupChunks = kInt4Group / kChunk;
 
-/// How a launch is laid out: what RotateAppendArgs says, but for the type of qkv.
+/// How a launch is laid out: what RotateAppendArgs says.
 struct Task {
   PlanView plan;
   KvLayout kv;
@@ -172,8 +172,8 @@ __device__ float norm_scale(const Task& task, float squares) {
 /// A row whose heads and rotated halves are whole chunks. A thread takes two chunks of a head: the
 /// two that turn by the same angles, or two that pass through; groups of kLanes threads share out
 /// the heads, so that the angles are read once.
-template <int kLanes, bool kQuantized, class T>
-__device__ void append_aligned(const Task& task, const T* __restrict__ row, int32_t t,
+template <int kLanes, bool kQuantized>
+__device__ void append_aligned(const Task& task, const __nv_bfloat16* __restrict__ row, int32_t t,
                                const Target& target) {
   const int head_dim = task.kv.head_dim;
   const int turning = task.plan.rotary_pairs / kChunk;
@@ -198,7 +198,7 @@ __device__ void append_aligned(const Task& task, const T* __restrict__ row, int3
 #pragma unroll 2
   for (int base = 0; base < heads; base += kGroups) {  // every lane stays for the norm's shuffles
     const Head head(task, base + static_cast<int>(threadIdx.x) / kLanes);
-    const T* x = row + int64_t{head.index} * head_dim;
+    const __nv_bfloat16* x = row + int64_t{head.index} * head_dim;
     Eight a{};
     Eight b{};
     if (head.index < heads && has_a) a = load8(x + chunk_a * kChunk);
@@ -252,8 +252,8 @@ __device__ void append_aligned(const Task& task, const T* __restrict__ row, int3
 }
 
 /// Any row. A thread takes one chunk of a head and reads each element's partner as well.
-template <int kLanes, bool kQuantized, class T>
-__device__ void append_any(const Task& task, const T* __restrict__ row, int32_t t,
+template <int kLanes, bool kQuantized>
+__device__ void append_any(const Task& task, const __nv_bfloat16* __restrict__ row, int32_t t,
                            const Target& target) {
   const int head_dim = task.kv.head_dim;
   const int pairs = task.plan.rotary_pairs;
@@ -264,7 +264,7 @@ __device__ void append_any(const Task& task, const T* __restrict__ row, int32_t 
   constexpr int kGroups = kThreads / kLanes;
   for (int base = 0; base < heads; base += kGroups) {  // every lane stays for the norm's shuffles
     const Head head(task, base + static_cast<int>(threadIdx.x) / kLanes);
-    const T* x = row + int64_t{head.index} * head_dim;
+    const __nv_bfloat16* x = row + int64_t{head.index} * head_dim;
     Eight y{};
     if (head.index < heads) y = load_part<false>(x + chunk * kChunk, count);
     const float* norm = head.norm(task);
@@ -321,15 +321,16 @@ __device__ void clear_rest(const Task& task, const SeqView& seq, int kv_head) {
 
 /// Blocks: one to each row, then, of a cache in bfloat16, one to each sequence and KV head. kLanes:
 /// threads to a head.
-template <bool kAligned, int kLanes, bool kQuantized, class T>
-__global__ void __launch_bounds__(kThreads) rotate_append_kernel(Task task, const T* qkv) {
+template <bool kAligned, int kLanes, bool kQuantized>
+__global__ void __launch_bounds__(kThreads)
+    rotate_append_kernel(Task task, const __nv_bfloat16* qkv) {
   let_next_kernel_start();
   wait_for_previous_kernel();
   const auto index = static_cast<int32_t>(blockIdx.x);
   if (index < task.plan.num_tokens) {
     const int32_t seq = task.plan.row_seq[index];
     if (seq < 0) return;
-    const T* row = qkv + index * task.qkv_stride;
+    const __nv_bfloat16* row = qkv + index * task.qkv_stride;
     if constexpr (kAligned) {
       append_aligned<kLanes, kQuantized>(task, row, index, Target(task, index, seq));
     } else {
@@ -360,23 +361,20 @@ void rotate_append(const RotateAppendArgs& args, cudaStream_t stream) {
                        reinterpret_cast<uintptr_t>(args.q_out) % 16 == 0;
   const auto blocks = static_cast<unsigned>(args.plan.num_tokens +
                                             (quantised ? 0 : args.plan.num_seqs * kv.num_kv_heads));
-  with_type(args.qkv.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    const auto launch = [&](auto lanes, auto is_quantized) {  // of 8 elements, 16 where aligned
-      constexpr int kLanes = lanes.value;
-      constexpr bool kQuantized = is_quantized.value;
-      const auto kernel = aligned ? rotate_append_kernel<true, kLanes / 2, kQuantized, T>
-                                  : rotate_append_kernel<false, kLanes, kQuantized, T>;
-      launch_overlapped(kernel, blocks, kThreads, 0, stream, task,
-                        static_cast<const T*>(args.qkv.data));
-    };
-    const auto choose = [&](auto is_quantized) {
-      if (kv.row_dim <= 64) return launch(std::integral_constant<int, 8>{}, is_quantized);
-      if (kv.row_dim <= 128) return launch(std::integral_constant<int, 16>{}, is_quantized);
-      return launch(std::integral_constant<int, 32>{}, is_quantized);
-    };
-    quantised ? choose(std::true_type{}) : choose(std::false_type{});
-  });
+  const auto launch = [&](auto lanes, auto is_quantized) {  // of 8 elements, 16 where aligned
+    constexpr int kLanes = lanes.value;
+    constexpr bool kQuantized = is_quantized.value;
+    const auto kernel = aligned ? rotate_append_kernel<true, kLanes / 2, kQuantized>
+                                : rotate_append_kernel<false, kLanes, kQuantized>;
+    launch_overlapped(kernel, blocks, kThreads, 0, stream, task,
+                      static_cast<const __nv_bfloat16*>(args.qkv.data));
+  };
+  const auto choose = [&](auto is_quantized) {
+    if (kv.row_dim <= 64) return launch(std::integral_constant<int, 8>{}, is_quantized);
+    if (kv.row_dim <= 128) return launch(std::integral_constant<int, 16>{}, is_quantized);
+    return launch(std::integral_constant<int, 32>{}, is_quantized);
+  };
+  quantised ? choose(std::true_type{}) : choose(std::false_type{});
 }
 
 }  // namespace longspan::cuda

@@ -16,7 +16,7 @@ struct RotateAppendArgs {
   PlanView plan;
   KvLayout kv;
   int64_t layer = 0;
-  /// [num_tokens, (num_heads + 2 num_kv_heads) head_dim], q | k | v, float32 or bfloat16
+  /// [num_tokens, (num_heads + 2 num_kv_heads) head_dim], q | k | v, bfloat16
   MatrixView qkv;
   __nv_bfloat16* q_out = nullptr;  ///< [num_tokens][num_heads * head_dim]
   int64_t q_stride = 0;            ///< elements between rows

@@ -8,6 +8,8 @@
 namespace longspan::cuda {
 namespace {
 
+using bf16 = __nv_bfloat16;
+
 constexpr int kThreads = 256;
 constexpr int64_t kMaxBlocks = 1 << 16;
 
@@ -66,9 +68,10 @@ __global__ void copy_kernel(Rows<const In> in, const Index* index, Rows<Out> out
 }
 
 /// out[t] = table[token_ids[t] - first_token], zeros where that is not in [0, table_rows).
-template <bool kAligned, class In, class Out>
-__global__ void embedding_kernel(const int32_t* token_ids, Rows<const In> table, int64_t table_rows,
-                                 int32_t first_token, Rows<Out> out, int64_t rows, int64_t cols) {
+template <bool kAligned>
+__global__ void embedding_kernel(const int32_t* token_ids, Rows<const bf16> table,
+                                 int64_t table_rows, int32_t first_token, Rows<float> out,
+                                 int64_t rows, int64_t cols) {
   for_each_eight(rows, cols, [&](int64_t row, int64_t col, int count) {
     const int64_t from = int64_t{token_ids[row]} - first_token;
     Eight values = {};
@@ -94,12 +97,13 @@ void copy(const MatrixView& in, const Index* index, const MatrixView& out, cudaS
   });
 }
 
-template <bool kAligned, class In, class Out>
-__global__ void silu_mul_kernel(Rows<const In> gate_up, Rows<Out> out, int64_t rows, int64_t cols) {
+template <bool kAligned>
+__global__ void silu_mul_kernel(Rows<const bf16> gate_up, Rows<bf16> out, int64_t rows,
+                                int64_t cols) {
   let_next_kernel_start();
   wait_for_previous_kernel();
   for_each_eight(rows, cols, [&](int64_t row, int64_t col, int count) {
-    const In* gates = gate_up[row] + col;
+    const bf16* gates = gate_up[row] + col;
     const Eight gate = load_part<kAligned>(gates, count);
     const Eight up = load_part<kAligned>(gates + cols, count);
     Eight y;
@@ -111,10 +115,9 @@ __global__ void silu_mul_kernel(Rows<const In> gate_up, Rows<Out> out, int64_t r
 
 /// A block to a row, or a warp to each of several rows; a thread keeps kEights groups of eight
 /// elements in registers, so that the residual is read once.
-template <bool kAligned, int kEights, class Delta, class Residual, class Out>
-__global__ void rms_norm_kernel(Rows<const Delta> delta, Rows<Residual> residual,
-                                const float* weight, float eps, Rows<Out> out, int64_t rows,
-                                int cols) {
+template <bool kAligned, int kEights>
+__global__ void rms_norm_kernel(Rows<const bf16> delta, Rows<float> residual, const float* weight,
+                                float eps, Rows<bf16> out, int64_t rows, int cols) {
   __shared__ float partial[32];
   let_next_kernel_start();
   const int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
@@ -138,12 +141,7 @@ __global__ void rms_norm_kernel(Rows<const Delta> delta, Rows<Residual> residual
     if (delta.data != nullptr) {
       const Eight d = load_part<kAligned>(delta[row] + col, count);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        x[e].x[i] += d.x[i];
-        if constexpr (!std::is_same_v<Residual, float>) {
-          x[e].x[i] = to_float(__float2bfloat16_rn(x[e].x[i]));
-        }
-      }
+      for (int i = 0; i < 8; ++i) x[e].x[i] += d.x[i];
       store_part<kAligned>(x[e], residual[row] + col, count);
     }
 #pragma unroll
@@ -170,7 +168,7 @@ __global__ void rms_norm_kernel(Rows<const Delta> delta, Rows<Residual> residual
   }
 }
 
-template <int kEights, class Delta, class Residual, class Out>
+template <int kEights>
 void launch_rms_norm(const MatrixView* delta, const MatrixView& residual, const float* weight,
                      float eps, const MatrixView& out, cudaStream_t stream) {
   const int64_t per_thread = 8 * kEights;
@@ -179,12 +177,11 @@ void launch_rms_norm(const MatrixView* delta, const MatrixView& residual, const 
   const bool aligned = has_whole_eights(residual) && has_whole_eights(out) &&
                        (delta == nullptr || has_whole_eights(*delta)) &&
                        reinterpret_cast<uintptr_t>(weight) % 16 == 0;
-  const auto kernel = aligned ? rms_norm_kernel<true, kEights, Delta, Residual, Out>
-                              : rms_norm_kernel<false, kEights, Delta, Residual, Out>;
+  const auto kernel = aligned ? rms_norm_kernel<true, kEights> : rms_norm_kernel<false, kEights>;
   launch_overlapped(kernel, static_cast<unsigned>(ceil_div(residual.rows, rows_per_block)),
                     dim3(static_cast<unsigned>(threads), static_cast<unsigned>(rows_per_block)), 0,
-                    stream, delta == nullptr ? Rows<const Delta>{} : rows_of<const Delta>(*delta),
-                    rows_of<Residual>(residual), weight, eps, rows_of<Out>(out), residual.rows,
+                    stream, delta == nullptr ? Rows<const bf16>{} : rows_of<const bf16>(*delta),
+                    rows_of<float>(residual), weight, eps, rows_of<bf16>(out), residual.rows,
                     static_cast<int>(residual.cols));
 }
 
@@ -194,17 +191,10 @@ void embedding(const int32_t* token_ids, const MatrixView& table, int32_t first_
                const MatrixView& out, cudaStream_t stream) {
   if (out.rows == 0) return;
   const auto [grid, block] = shape_of(out.rows, out.cols);
-  with_type(table.dtype, [&](auto* in_type) {
-    with_type(out.dtype, [&](auto* out_type) {
-      using In = std::remove_pointer_t<decltype(in_type)>;
-      using Out = std::remove_pointer_t<decltype(out_type)>;
-      const auto kernel = has_whole_eights(table) && has_whole_eights(out)
-                              ? embedding_kernel<true, In, Out>
-                              : embedding_kernel<false, In, Out>;
-      kernel<<<grid, block, 0, stream>>>(token_ids, rows_of<const In>(table), table.rows,
-                                         first_token, rows_of<Out>(out), out.rows, out.cols);
-    });
-  });
+  const auto kernel = has_whole_eights(table) && has_whole_eights(out) ? embedding_kernel<true>
+                                                                       : embedding_kernel<false>;
+  kernel<<<grid, block, 0, stream>>>(token_ids, rows_of<const bf16>(table), table.rows, first_token,
+                                     rows_of<float>(out), out.rows, out.cols);
 }
 
 void gather_rows(const MatrixView& in, const int64_t* rows, const MatrixView& out,
@@ -219,36 +209,18 @@ void convert(const MatrixView& in, const MatrixView& out, cudaStream_t stream) {
 void silu_mul(const MatrixView& gate_up, const MatrixView& out, cudaStream_t stream) {
   if (out.rows == 0) return;
   const auto [grid, block] = shape_of(out.rows, out.cols);
-  with_type(gate_up.dtype, [&](auto* in_type) {
-    with_type(out.dtype, [&](auto* out_type) {
-      using In = std::remove_pointer_t<decltype(in_type)>;
-      using Out = std::remove_pointer_t<decltype(out_type)>;
-      const bool aligned = has_whole_eights(gate_up) && has_whole_eights(out);
-      const auto kernel =
-          aligned ? silu_mul_kernel<true, In, Out> : silu_mul_kernel<false, In, Out>;
-      launch_overlapped(kernel, grid, block, 0, stream, rows_of<const In>(gate_up),
-                        rows_of<Out>(out), out.rows, out.cols);
-    });
-  });
+  const bool aligned = has_whole_eights(gate_up) && has_whole_eights(out);
+  const auto kernel = aligned ? silu_mul_kernel<true> : silu_mul_kernel<false>;
+  launch_overlapped(kernel, grid, block, 0, stream, rows_of<const bf16>(gate_up),
+                    rows_of<bf16>(out), out.rows, out.cols);
 }
 
 void rms_norm(const MatrixView* delta, const MatrixView& residual, const float* weight, float eps,
               const MatrixView& out, cudaStream_t stream) {
   if (residual.rows == 0) return;
-  with_type(delta == nullptr ? out.dtype : delta->dtype, [&](auto* delta_type) {
-    with_type(residual.dtype, [&](auto* residual_type) {
-      with_type(out.dtype, [&](auto* out_type) {
-        using Delta = std::remove_pointer_t<decltype(delta_type)>;
-        using Residual = std::remove_pointer_t<decltype(residual_type)>;
-        using Out = std::remove_pointer_t<decltype(out_type)>;
-        constexpr int64_t kMaxThreads = 1024;
-        const auto launch = residual.cols <= 8 * kMaxThreads
-                                ? launch_rms_norm<1, Delta, Residual, Out>
-                                : launch_rms_norm<4, Delta, Residual, Out>;
-        launch(delta, residual, weight, eps, out, stream);
-      });
-    });
-  });
+  constexpr int64_t kMaxThreads = 1024;
+  const auto launch = residual.cols <= 8 * kMaxThreads ? launch_rms_norm<1> : launch_rms_norm<4>;
+  launch(delta, residual, weight, eps, out, stream);
 }
 
 }  // namespace longspan::cuda

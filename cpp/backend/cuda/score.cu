@@ -1,5 +1,4 @@
 #include <cmath>
-#include <type_traits>
 
 #include "backend/cuda/score.h"
 #include "backend/cuda/vector.cuh"
@@ -30,12 +29,12 @@ struct LogSumExp {
   }
 };
 
-template <bool kAligned, class T>
-__global__ void score_kernel(const T* logits, int64_t stride, int64_t cols, int32_t first_token,
+template <bool kAligned>
+__global__ void score_kernel(const float* logits, int64_t stride, int64_t cols, int32_t first_token,
                              const int32_t* targets, PartialScore* scores) {
   __shared__ float maxima[kThreads / 32];
   __shared__ double sums[kThreads / 32];
-  const T* row = logits + blockIdx.x * stride;
+  const float* row = logits + blockIdx.x * stride;
   LogSumExp total;
   for (int64_t col = int64_t{threadIdx.x} * 8; col < cols; col += kThreads * 8) {
     const int count = static_cast<int>(min(int64_t{8}, cols - col));
@@ -67,8 +66,7 @@ __global__ void score_kernel(const T* logits, int64_t stride, int64_t cols, int3
   const int64_t target = int64_t{targets[blockIdx.x]} - first_token;
   scores[blockIdx.x].max = static_cast<double>(total.max);
   scores[blockIdx.x].sum = total.sum;
-  scores[blockIdx.x].target =
-      target >= 0 && target < cols ? static_cast<double>(to_float(row[target])) : 0.0;
+  scores[blockIdx.x].target = target >= 0 && target < cols ? static_cast<double>(row[target]) : 0.0;
 }
 
 }  // namespace
@@ -76,13 +74,10 @@ __global__ void score_kernel(const T* logits, int64_t stride, int64_t cols, int3
 void score(const MatrixView& logits, int32_t first_token, const int32_t* targets,
            PartialScore* scores, cudaStream_t stream) {
   if (logits.rows == 0) return;
-  with_type(logits.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    const auto kernel = has_whole_eights(logits) ? score_kernel<true, T> : score_kernel<false, T>;
-    kernel<<<static_cast<unsigned>(logits.rows), kThreads, 0, stream>>>(
-        static_cast<const T*>(logits.data), logits.stride, logits.cols, first_token, targets,
-        scores);
-  });
+  const auto kernel = has_whole_eights(logits) ? score_kernel<true> : score_kernel<false>;
+  kernel<<<static_cast<unsigned>(logits.rows), kThreads, 0, stream>>>(
+      static_cast<const float*>(logits.data), logits.stride, logits.cols, first_token, targets,
+      scores);
 }
 
 }  // namespace longspan::cuda

@@ -223,7 +223,8 @@ __device__ Kept narrow(const Source& source, const Kept& kept, Scratch& s, Fn we
   uint64_t above = 0;
   uint64_t wanted = 0;
   int shift = 32;
-  for (const int bits : {11, 11, 10}) {
+#pragma unroll 1  // three copies of what follows would take long to compile and be no faster
+  for (int bits = 11; shift > 0; bits = min(11, shift)) {
     const int parent = shift;
     shift -= bits;
     clear(s);

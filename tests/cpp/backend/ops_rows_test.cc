@@ -26,29 +26,25 @@ TEST_P(RowOps, WhatIsUploadedIsDownloaded) {
 TEST_P(RowOps, RmsNormAddsAndNorms) {
   for (const int64_t rows : kRows) {
     for (const int64_t cols : kCols) {
-      for (const DType delta_dtype : {out(), acc()}) {
-        SCOPED_TRACE(testing::Message() << rows << " x " << cols);
-        const auto seed = static_cast<uint64_t>(rows + cols);
-        const DeviceMatrix residual =
-            matrix(acc(), reference::random_matrix(rows, cols, 3.0, seed));
-        const DeviceMatrix delta =
-            matrix(delta_dtype, reference::random_matrix(rows, cols, 2.0, seed + 1));
-        const Matrix weight = reference::random_matrix(1, cols, 1.5, seed + 2);
-        const Buffer packed = pack_vector(weight);
-        const DeviceMatrix normed = matrix(act(), rows, cols);
-        Matrix sum = residual.read();
-        const auto norm = [&](const MatrixView* added) {
-          backend().rms_norm(added, residual.view(), packed, 1e-5f, normed.view());
-          EXPECT_EQ(residual.read().values, sum.values);
-          expect_close(normed.read(), reference::rms_norm(sum, weight.row(0), double{1e-5f}),
-                       2e-6 + rounding_of(act()), 1e-30);
-        };
-        norm(nullptr);
-        const Matrix added = delta.read();
-        for (size_t i = 0; i < sum.values.size(); ++i) sum.values[i] += added.values[i];
-        sum = rounded(sum, acc());
-        norm(&delta.view());
-      }
+      SCOPED_TRACE(testing::Message() << rows << " x " << cols);
+      const auto seed = static_cast<uint64_t>(rows + cols);
+      const DeviceMatrix residual = matrix(acc(), reference::random_matrix(rows, cols, 3.0, seed));
+      const DeviceMatrix delta = matrix(out(), reference::random_matrix(rows, cols, 2.0, seed + 1));
+      const Matrix weight = reference::random_matrix(1, cols, 1.5, seed + 2);
+      const Buffer packed = pack_vector(weight);
+      const DeviceMatrix normed = matrix(act(), rows, cols);
+      Matrix sum = residual.read();
+      const auto norm = [&](const MatrixView* added) {
+        backend().rms_norm(added, residual.view(), packed, 1e-5f, normed.view());
+        EXPECT_EQ(residual.read().values, sum.values);
+        expect_close(normed.read(), reference::rms_norm(sum, weight.row(0), double{1e-5f}),
+                     2e-6 + rounding_of(act()), 1e-30);
+      };
+      norm(nullptr);
+      const Matrix added = delta.read();
+      for (size_t i = 0; i < sum.values.size(); ++i) sum.values[i] += added.values[i];
+      sum = rounded(sum, acc());
+      norm(&delta.view());
     }
   }
 }
@@ -56,15 +52,12 @@ TEST_P(RowOps, RmsNormAddsAndNorms) {
 TEST_P(RowOps, SiluMul) {
   for (const int64_t rows : kRows) {
     for (const int64_t cols : kCols) {
-      for (const DType dtype : {out(), acc()}) {
-        SCOPED_TRACE(testing::Message() << rows << " x " << cols);
-        const DeviceMatrix gate_up =
-            matrix(dtype, reference::random_matrix(rows, 2 * cols, 30.0, 4));
-        const DeviceMatrix product = matrix(act(), rows, cols);
-        backend().silu_mul(gate_up.view(), product.view());
-        expect_close(product.read(), reference::silu_mul(gate_up.read()), 2e-6 + rounding_of(act()),
-                     1e-30);
-      }
+      SCOPED_TRACE(testing::Message() << rows << " x " << cols);
+      const DeviceMatrix gate_up = matrix(out(), reference::random_matrix(rows, 2 * cols, 30.0, 4));
+      const DeviceMatrix product = matrix(act(), rows, cols);
+      backend().silu_mul(gate_up.view(), product.view());
+      expect_close(product.read(), reference::silu_mul(gate_up.read()), 2e-6 + rounding_of(act()),
+                   1e-30);
     }
   }
 }

@@ -17,11 +17,11 @@ __global__ void __launch_bounds__(kThreads, 2)
     decode_kernel(const __grid_constant__ AttentionArgs args,
                   const __grid_constant__ DecodeWork work, int num_stages) {
   extern __shared__ __align__(1024) uint8_t smem[];
-  constexpr uint32_t kStageBytes = C::kStageBytes;
-  auto& shared = *reinterpret_cast<Fixed<C>*>(smem + kWarps * num_stages * kStageBytes);
+  const int warp_bytes = num_stages / 2 * C::kTwoStages;
+  auto& shared = *reinterpret_cast<Fixed<C>*>(smem + kWarps * warp_bytes);
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const uint32_t stages = smem_address(smem) + warp * num_stages * kStageBytes;
+  const uint32_t stages = smem_address(smem) + warp * warp_bytes;
   const uint32_t landed = smem_address(shared.landed[warp]);
 #if __CUDA_ARCH__ >= 900
   const uint32_t arrivals = 1;
@@ -39,22 +39,22 @@ __global__ void __launch_bounds__(kThreads, 2)
   SliceLoader<C> loader(args, work, units, warp, lane);
   int stage = 0;
   for (; stage < num_stages && loader.next_is_old(); ++stage) {
-    loader.load(stages + stage * kStageBytes, landed + stage * 8);
+    loader.load(stages + C::stage(stage), landed + stage * 8);
   }
   wait_for_previous_kernel();
   for (; stage < num_stages; ++stage) {
-    loader.load(stages + stage * kStageBytes, landed + stage * 8);
+    loader.load(stages + C::stage(stage), landed + stage * 8);
   }
   stage = 0;
   uint32_t parity = 0;
   const auto wait = [&] {
     mbarrier_wait(landed + stage * 8, parity);
     __syncwarp();
-    return stages + stage * kStageBytes;
+    return stages + C::stage(stage);
   };
   const auto release = [&] {
     __syncwarp();
-    loader.load(stages + stage * kStageBytes, landed + stage * 8);
+    loader.load(stages + C::stage(stage), landed + stage * 8);
     if (++stage == num_stages) {
       stage = 0;
       parity ^= 1;
@@ -85,10 +85,15 @@ __global__ void __launch_bounds__(kThreads, 2)
         q = *reinterpret_cast<const uint4*>(args.q + place.row * args.q_stride + place.col +
                                             chunk * 8);
       }
-      put_query<typename C::Key>(shared.q, pair, chunk, q);
+      put_query<C>(shared, pair, chunk, q);
     }
     __syncthreads();
     const Queries<C> queries(smem_address(shared.q), lane);
+    float factor[2] = {seq.scale_log2, seq.scale_log2};
+    if constexpr (C::Key::kElement == KvElement::kInt8) {
+      factor[0] *= shared.q_scale[lane / 4];
+      factor[1] *= shared.q_scale[lane / 4 + 8];
+    }
 
     // Keys of the span that the lane's two pairs see, and those that every pair sees.
     const auto visible = [&](int pair) {
@@ -106,7 +111,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       float scores[C::kKeys / 8][4];
       const uint32_t keys = wait();
       multiply_keys<C>(queries, keys, lane, scores);
-      multiply_scales<typename C::Key>(keys, lane, seq.scale_log2, scores);
+      multiply_scales<typename C::Key>(keys, lane, factor, scores);
       release();
       if (key + C::kKeys > visible_to_all) {
 #pragma unroll
@@ -124,7 +129,9 @@ __global__ void __launch_bounds__(kThreads, 2)
       if (key + C::kKeys > span.num_keys) {
         zero_rows<typename C::Value>(values, span.num_keys - key, lane);
       }
-      if constexpr (!C::Value::kNative) multiply_scales<typename C::Value>(values, lane, 1, scores);
+      if constexpr (!C::Value::kNative) {
+        multiply_scales<typename C::Value>(values, lane, {1, 1}, scores);
+      }
       multiply_values<C>(scores, values, lane, softmax.out);
       release();
     }
@@ -135,14 +142,14 @@ __global__ void __launch_bounds__(kThreads, 2)
 /// What is compiled for a cache.
 struct Variant {
   void (*kernel)(AttentionArgs, DecodeWork, int);
-  int stage_bytes;
+  int two_stages;
   int fixed_bytes;
 };
 
 template <KvElement key, KvElement value, int row_dim>
 Variant variant() {
   using C = Cache<key, value, row_dim>;
-  return {decode_kernel<C>, C::kStageBytes, sizeof(Fixed<C>)};
+  return {decode_kernel<C>, C::kTwoStages, sizeof(Fixed<C>)};
 }
 
 template <KvElement key, KvElement value>
@@ -198,16 +205,16 @@ cudaError_t plan_decode(const KvLayout& kv, DecodeLaunch* launch) {
   if (error != cudaSuccess) return error;
 
   const Variant variant = variant_of(kv);
-  const int stage_bytes = kWarps * variant.stage_bytes;
+  const int two_stages = kWarps * variant.two_stages;
   const auto stages_of = [&](int blocks) {
     const int bytes = std::min(sm_bytes / blocks - reserved, block_bytes) - variant.fixed_bytes;
-    return std::min(bytes / stage_bytes, kMaxStages);
+    return std::min(bytes / two_stages * 2, kMaxStages);
   };
   // Two thread blocks hide the ends of each other's spans, where they leave room for enough stages.
   const int blocks = stages_of(2) >= 4 ? 2 : 1;
   launch->grid = sms * blocks;
   launch->stages = stages_of(blocks);
-  launch->smem_bytes = launch->stages * stage_bytes + variant.fixed_bytes;
+  launch->smem_bytes = launch->stages / 2 * two_stages + variant.fixed_bytes;
   launch->merge_grid = sms * 4;
   return cudaFuncSetAttribute(variant.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                               launch->smem_bytes);

@@ -29,6 +29,7 @@ struct Slice {
   static constexpr int kScaleBytes = kv_scale_bytes(element, row_dim);
   static constexpr int kScales = kPanels * kPanelBytes;
   static constexpr int kBytes = kScales + kKeys * kScaleBytes;
+  static constexpr int kStageBytes = (kBytes + 127) / 128 * 128;
 
   /// Offset of the 16-byte chunk `chunk` of a row.
   __device__ static uint32_t at(uint32_t row, uint32_t chunk) {
@@ -49,14 +50,19 @@ struct Cache {
   using Value = Slice<value, row_dim, kKeys>;
   static constexpr int kRowDim = row_dim;
   static constexpr int kQueryPanels = row_dim / 64;
-  static constexpr int kStageBytes =
-      ((Key::kBytes > Value::kBytes ? Key::kBytes : Value::kBytes) + 127) / 128 * 128;
+  /// Of a stage for keys and the one for values that follows it.
+  static constexpr int kTwoStages = Key::kStageBytes + Value::kStageBytes;
+  /// Offset of a stage, of which the even ones are for keys.
+  __device__ static uint32_t stage(int index) {
+    return index / 2 * kTwoStages + index % 2 * Key::kStageBytes;
+  }
 };
 
-/// Shared memory: stages first, [kWarps][stages] slices.
+/// Shared memory: stages first, [kWarps][stages / 2]{keys, values}.
 template <class C>
 struct Fixed {
   uint8_t q[C::kQueryPanels * kQueryPanel];  // [panels][kDecodePairs rows of 128 bytes, swizzled]
+  float q_scale[kDecodePairs];               // where keys are int8, of what is in q
   float exchange[kWarps][kDecodePairs][kExchangeStride];
   float max[kWarps][kDecodePairs];
   float sum[kWarps][kDecodePairs];

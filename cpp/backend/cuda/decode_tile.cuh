@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "backend/cuda/decode_loader.cuh"
+#include "backend/cuda/kv_quantize.cuh"
 
 namespace longspan::cuda::decode {
 
@@ -55,13 +56,42 @@ struct Softmax {
   }
 };
 
-/// Puts chunk `chunk` of a pair's query, 8 elements, where Queries reads the elements in the order
-/// in which widen() gives those of a key.
-template <class S>
-__device__ void put_query(uint8_t* queries, int pair, int chunk, uint4 q) {
-  const auto at = [&](int c) { return queries + c / 8 * kQueryPanel + swizzle(pair, c % 8); };
+/// The largest number that a high and a low signed byte make, 256 high + low.
+constexpr float kLargestQuery = 127 * 256 + 127;
+
+/// Puts chunk `chunk` of a pair's query, 8 elements, where Queries reads what keys are multiplied
+/// by: for keys of int8 the elements as numbers of two bytes times a scale, [high or low][row_dim];
+/// for others the elements in the order in which widen() gives those of a key. For whole warps to
+/// call, the chunks of a pair by neighbouring lanes.
+template <class C>
+__device__ void put_query(Fixed<C>& shared, int pair, int chunk, uint4 q) {
+  using S = typename C::Key;
+  const auto at = [&](int c) { return shared.q + c / 8 * kQueryPanel + swizzle(pair, c % 8); };
   if constexpr (S::kNative) {
     *reinterpret_cast<uint4*>(at(chunk)) = q;
+  } else if constexpr (S::kElement == KvElement::kInt8) {
+    const Eight x = eight_of(q);
+    KvRange range;
+    range.add(x);
+    range.merge_magnitudes<C::kRowDim / 8>();
+    // Of a row that is not finite the scale says so, as that of a key does.
+    const float scale = range.is_finite() ? fmaxf(range.largest() / kLargestQuery, kLeastScale)
+                                          : bf16_to_float(kBf16NaN);
+    const float inverse = range.is_finite() ? 1.0F / scale : 0.0F;
+    uint32_t words[2][2] = {};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int number = __float2int_rn(x.x[i] * inverse);
+      const int high = (number + 128) >> 8;
+      words[0][i / 4] |= (high & 0xff) << (i % 4 * 8);
+      words[1][i / 4] |= ((number - high * 256) & 0xff) << (i % 4 * 8);
+    }
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      reinterpret_cast<uint2*>(at(part * (C::kRowDim / 16) + chunk / 2))[chunk % 2] =
+          make_uint2(words[part][0], words[part][1]);
+    }
+    if (chunk == 0) shared.q_scale[pair] = scale;
   } else if constexpr (S::kElement == KvElement::kInt4) {
     const uint32_t words[4] = {__byte_perm(q.x, q.z, 0x5410), __byte_perm(q.x, q.z, 0x7632),
                                __byte_perm(q.y, q.w, 0x5410), __byte_perm(q.y, q.w, 0x7632)};
@@ -77,7 +107,8 @@ __device__ void put_query(uint8_t* queries, int pair, int chunk, uint4 q) {
   }
 }
 
-/// Operand A of Q K^T for all of row_dim: in registers where there is room, else read again.
+/// Operand A of Q K^T for all of row_dim, what put_query() put by 32 bytes: in registers where
+/// there is room, else read again.
 template <class C, bool kKept = C::kRowDim <= 128>
 class Queries {
  public:
@@ -142,14 +173,36 @@ struct NoScales {
 template <class S>
 using ScalesOf = std::conditional_t<S::kElement == KvElement::kInt4, GroupScales<S>, NoScales>;
 
-/// scores[16 pairs][kKeys] = Q K^T but for the keys' scales, in two sums that do not wait for each
-/// other.
+/// scores[16 pairs][kKeys] = Q K^T but for the keys' scales, and of keys of int8 the queries', in
+/// two sums that do not wait for each other.
 template <class C>
 __device__ void multiply_keys(const Queries<C>& queries, uint32_t keys, int lane,
                               float (&scores)[C::kKeys / 8][4]) {
   using S = typename C::Key;
-  float sums[2][C::kKeys / 8][4] = {};
-  if constexpr (S::kNative) {
+  // Of keys of int8 a product with the high bytes and one with the low, exact.
+  using Sum = std::conditional_t<S::kElement == KvElement::kInt8, int32_t, float>;
+  Sum sums[2][C::kKeys / 8][4] = {};
+  if constexpr (S::kElement == KvElement::kInt8) {
+    constexpr int kSteps = C::kRowDim / 32;
+    const uint32_t row = lane % 16;
+    const uint32_t half = lane / 16;
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      uint32_t a[2][4];
+      queries.get(k, a[0]);
+      queries.get(kSteps + k, a[1]);
+#pragma unroll
+      for (int t = 0; t < C::kKeys / 16; ++t) {
+        uint32_t b[4];
+        ldmatrix(b, keys + S::at(t * 16 + row, k * 2 + half));
+#pragma unroll
+        for (int part = 0; part < 2; ++part) {
+          mma(sums[part][2 * t], a[part], b[0], b[2]);
+          mma(sums[part][2 * t + 1], a[part], b[1], b[3]);
+        }
+      }
+    }
+  } else if constexpr (S::kNative) {
     const uint32_t row = lane % 8 + lane / 16 * 8;
     const uint32_t half = lane / 8 % 2;
 #pragma unroll
@@ -199,25 +252,31 @@ __device__ void multiply_keys(const Queries<C>& queries, uint32_t keys, int lane
 #pragma unroll
   for (int n = 0; n < C::kKeys / 8; ++n) {
 #pragma unroll
-    for (int c = 0; c < 4; ++c) scores[n][c] = sums[0][n][c] + sums[1][n][c];
+    for (int c = 0; c < 4; ++c) {
+      if constexpr (S::kElement == KvElement::kInt8) {
+        scores[n][c] = static_cast<float>(sums[0][n][c] * 256 + sums[1][n][c]);
+      } else {
+        scores[n][c] = sums[0][n][c] + sums[1][n][c];
+      }
+    }
   }
 }
 
-/// Multiplies scores, or weights, of keys by a factor and by the scales that a slice of bytes has:
-/// [n][c] is of key 8 n + lane % 4 * 2 + c % 2.
+/// Multiplies scores, or weights, of keys by a factor of the lane's pair and by the scales that a
+/// slice of bytes has: [n][c] is of pair lane / 4 + 8 (c / 2), key 8 n + lane % 4 * 2 + c % 2.
 template <class S>
-__device__ void multiply_scales(uint32_t slice, int lane, float factor,
+__device__ void multiply_scales(uint32_t slice, int lane, const float (&factor)[2],
                                 float (&x)[S::kKeys / 8][4]) {
 #pragma unroll
   for (int n = 0; n < S::kKeys / 8; ++n) {
-    float by[2] = {factor, factor};
+    float by[2] = {1, 1};
     if constexpr (S::kScaleBytes == 2) {
       const uint32_t word = read_shared(slice + S::kScales + (n * 8 + lane % 4 * 2) * 2);
-      by[0] *= __uint_as_float(word << 16);
-      by[1] *= __uint_as_float(word & 0xffff0000);
+      by[0] = __uint_as_float(word << 16);
+      by[1] = __uint_as_float(word & 0xffff0000);
     }
 #pragma unroll
-    for (int c = 0; c < 4; ++c) x[n][c] *= by[c % 2];
+    for (int c = 0; c < 4; ++c) x[n][c] *= factor[c / 2] * by[c % 2];
   }
 }
 

@@ -56,11 +56,12 @@ struct KvRange {
   }
 
   __device__ bool is_finite() const { return magnitude < 0x7f800000; }
+  __device__ float largest() const { return __uint_as_float(magnitude); }
   __device__ KvScale of(KvElement element) const {
     if (!is_finite()) return {bf16_to_float(kBf16NaN), 0};
     if (element != KvElement::kInt4) {
-      const float largest = element == KvElement::kInt8 ? 127.0f : 448.0f;
-      return {scale_above(__uint_as_float(magnitude) / largest), 0};
+      const float most_code = element == KvElement::kInt8 ? 127.0f : 448.0f;
+      return {scale_above(largest() / most_code), 0};
     }
     if (least > most) return {};  // of nothing
     const float zero = bf16_to_float(bf16_below(least));

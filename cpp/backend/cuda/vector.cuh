@@ -24,8 +24,8 @@ inline __device__ Eight load8(const float* p) {
   const float4 b = reinterpret_cast<const float4*>(p)[1];
   return {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 }
-inline __device__ Eight load8(const __nv_bfloat16* p) {
-  const uint4 bits = *reinterpret_cast<const uint4*>(p);
+/// Of eight bfloat16.
+inline __device__ Eight eight_of(uint4 bits) {
   const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
   Eight v;
 #pragma unroll
@@ -34,6 +34,9 @@ inline __device__ Eight load8(const __nv_bfloat16* p) {
     v.x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000);
   }
   return v;
+}
+inline __device__ Eight load8(const __nv_bfloat16* p) {
+  return eight_of(*reinterpret_cast<const uint4*>(p));
 }
 
 /// The bits of eight bfloat16, rounded to nearest even.

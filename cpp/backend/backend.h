@@ -48,7 +48,6 @@ struct DeviceTraits {
   double step_seconds = 1.0;      ///< how long a step may take
   bool shares_memory = false;     ///< the ranks of a process all take from the same
   bool deterministic = false;     ///< results never depend on company or chunks, bit for bit
-  bool context_parallel = false;  ///< its ranks can share the keys of a sequence
   /// Memory that the driver, the code of kernels and libraries take beside what a plan lists.
   int64_t overhead_bytes = 0;
   int64_t group_bytes = 0;        ///< and what combining the ranks of a group takes

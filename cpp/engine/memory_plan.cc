@@ -115,8 +115,10 @@ void take_device_defaults(EngineConfig& config, const ModelConfig& model,
   const DeviceTraits device = backend.traits();
   require<Unsupported>(!config.deterministic || device.deterministic,
                        "deterministic: expected False on ", backend.describe(), ", got True");
-  require<Unsupported>(config.cp == 1 || device.context_parallel, "cp: expected 1 on ",
-                       backend.describe(), ", got ", config.cp);
+  // Keys in eight bits have lost their mean, of this rank's, and with it their log-sum-exp.
+  require<Unsupported>(config.cp == 1 || prefill_attention(config) == PrefillAttention::kNative,
+                       "prefill_attention: expected \"auto\" with cp=", config.cp, ", got \"",
+                       config.prefill_attention, "\"");
   require<Unsupported>(
       model.head_dim % device.head_dim_multiple == 0 && model.head_dim <= device.max_head_dim,
       "head_dim: expected a multiple of ", device.head_dim_multiple, " up to ", device.max_head_dim,

@@ -52,11 +52,10 @@ std::optional<PlanRemedy> first_that_fits(Trial trial, const ModelConfig& model,
 std::optional<PlanRemedy> fewest_ranks_that_fit(const EngineConfig& config,
                                                 const ModelConfig& model,
                                                 const BackendSizes& backend, int64_t device_bytes) {
-  const DeviceTraits device = backend.traits();
-  if (device.shares_memory) return std::nullopt;  // which would gain nothing
+  if (backend.traits().shares_memory) return std::nullopt;  // which would gain nothing
   for (int tp = config.tp; tp <= kMaxTp; ++tp) {
     for (const int cp : possible_cp(model, tp)) {
-      if (cp < config.cp || (cp > 1 && !device.context_parallel)) continue;
+      if (cp < config.cp || (cp > 1 && config.prefill_attention != "auto")) continue;
       Trial ranks{config, ""};
       if (tp != config.tp) ranks.set("tp", ranks.config.tp = tp);
       if (cp != config.cp) ranks.set("cp", ranks.config.cp = cp);

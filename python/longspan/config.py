@@ -127,7 +127,7 @@ class EngineConfig(_Options):
         with tp processes these are the ranks: rank 0's pipeline() returns, the others' serve it
         until it is closed and then end their process.
     cp: context-parallel ranks among the tp, which it divides: so many share the KV cache of every
-        sequence, which so may be as many times longer; heads are split over tp / cp. On a CPU only.
+        sequence, which so may be as many times longer; heads are split over tp / cp.
     session_len: longest prompt + output in tokens; None: the model's own length. May exceed it.
     max_batch_size: sequences running at once; None: 8.
     cache_max_entry_count: KV cache as a fraction of free memory, or a number of blocks.

@@ -107,8 +107,8 @@ def check_answers(case: dict[str, Any], given: dict[str, Any], one: dict[str, An
                 break
 
 
-def check_processes(made: list[dict[str, Any]], tp: int) -> None:
-    asked = [case | {"options": case["options"] | {"tp": tp}} for case in made]
+def check_processes(made: list[dict[str, Any]], tp: int, cp: int = 1) -> None:
+    asked = [case | {"options": case["options"] | {"tp": tp, "cp": cp}} for case in made]
     processes = launch(tp, json.dumps(asked))
     outputs = outputs_of(processes, 60)
     assert [process.returncode for process in processes] == [0] * tp, outputs
@@ -119,14 +119,15 @@ def check_processes(made: list[dict[str, Any]], tp: int) -> None:
 
 
 @needs_gpu
-@pytest.mark.parametrize("tp", [2, 4])
-def test_processes_answer_as_one_rank(tp: int, tmp_path: Path) -> None:
-    check_processes(cases(tmp_path), tp)
+@pytest.mark.parametrize(("tp", "cp"), [(2, 1), (4, 1), (4, 2)])
+def test_processes_answer_as_one_rank(tp: int, cp: int, tmp_path: Path) -> None:
+    check_processes(cases(tmp_path), tp, cp)
 
 
 @needs_gpu
-def test_processes_with_smollm2(smollm2_dir: Path) -> None:
-    check_processes([make_case(smollm2_dir, 49000, 300)], 3)
+@pytest.mark.parametrize(("tp", "cp"), [(3, 1), (2, 2)])
+def test_processes_with_smollm2(tp: int, cp: int, smollm2_dir: Path) -> None:
+    check_processes([make_case(smollm2_dir, 49000, 300)], tp, cp)
 
 
 @needs_gpu

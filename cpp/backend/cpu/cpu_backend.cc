@@ -40,8 +40,7 @@ DeviceTraits CpuBackend::traits() const {
           .flops_per_second = 5e10,
           .step_seconds = 1.0,
           .shares_memory = true,
-          .deterministic = true,
-          .context_parallel = true};
+          .deterministic = true};
 }
 
 int64_t CpuBackend::least_prefill_tokens(const StepLimits&, const AttentionShape&) const {

@@ -97,9 +97,9 @@ __global__ void __launch_bounds__(kThreads, 2)
 
     // Keys of the span that the lane's two pairs see, and those that every pair sees.
     const auto visible = [&](int pair) {
-      const int64_t last = seq.first_position + (span.first_pair + pair) / group;
-      return static_cast<int>(
-          max(int64_t{0}, min(int64_t{span.num_keys}, last + 1 - span.first_key)));
+      const int position =
+          static_cast<int>(seq.first_position) + (span.first_pair + pair) / group;
+      return max(0, min(span.num_keys, args.plan.context.keys(position + 1) - span.first_key));
     };
     const int visible_here[2] = {visible(min(lane / 4, span.num_pairs - 1)),
                                  visible(min(lane / 4 + 8, span.num_pairs - 1))};

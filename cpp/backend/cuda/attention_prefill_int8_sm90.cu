@@ -198,7 +198,8 @@ __device__ void compute(const AttentionArgs& args, Shared& shared, int consumer)
 #pragma unroll
       for (int panel = 0; panel < 2; ++panel) {
         const int first_key = step * kKeys + panel * kPanelTokens;
-        mask_sums(sums[panel], rows.first_sees + thread_row - first_key, rows.last_key - first_key);
+        mask_sums(sums[panel], rows.position + thread_row - first_key,
+                  rows.num_keys - 1 - first_key);
       }
       begin_step(step_keys);
 #pragma unroll
@@ -208,7 +209,7 @@ __device__ void compute(const AttentionArgs& args, Shared& shared, int consumer)
     };
     begin_sums(sums[0]);
     begin_sums(sums[1]);
-    const int num_unmasked = (rows.first_sees + 1) / kKeys;
+    const int num_unmasked = rows.sees(args.plan.context, 0) / kKeys;
     do {
       advance_alone();
     } while (step >= num_unmasked || step % 2 == 0);

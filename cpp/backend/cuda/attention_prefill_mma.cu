@@ -68,7 +68,8 @@ struct Softmax {
     for (auto& m : max) m[0] = m[1] = -INFINITY;
   }
 
-  /// Takes the products of the next keys, the first of them seen by every row, and leaves weights.
+  /// Takes the products of the next keys, the first of them seen by every row that sees any, and
+  /// leaves weights; NaN to a row that sees none (clear_unseeing_rows).
   __device__ void weigh(float (&scores)[T::kRowTiles][T::kKeys / 8][4], float scale) {
 #pragma unroll
     for (int t = 0; t < T::kRowTiles; ++t) {
@@ -99,8 +100,8 @@ struct Softmax {
     }
   }
 
-  /// Divides by the sums, whole only now.
-  __device__ void normalise() {
+  /// Divides by the sums, whole only now, and leaves the log-sum-exps, in base 2, in `max`.
+  __device__ void normalise(float scale) {
 #pragma unroll
     for (int t = 0; t < T::kRowTiles; ++t) {
 #pragma unroll
@@ -109,6 +110,7 @@ struct Softmax {
         total += __shfl_xor_sync(~0U, total, 1);
         total += __shfl_xor_sync(~0U, total, 2);
         const float inverse = 1.0F / total;
+        max[t][r] = fmaf(max[t][r], scale, log2f(total));
 #pragma unroll
         for (auto& o : out[t]) {
           o[2 * r] *= inverse;
@@ -209,6 +211,7 @@ template <class T>
 __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
     prefill_kernel(const __grid_constant__ AttentionArgs args, const PrefillTile* tiles) {
   extern __shared__ __align__(1024) uint8_t smem[];
+  __shared__ int keys_of_row[T::kRows];  // that it sees: no register has room for them
   const uint32_t queries = smem_address(smem);
   const uint32_t keys = queries + T::kPanels * T::kQueryPanel;
   const uint32_t values = keys + T::kPanels * T::kKeyPanel;
@@ -219,7 +222,11 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
   const SeqView seq = args.plan.seqs[tile.seq];
   const int num_rows = min(seq.num_rows - tile.row, T::kRows);
   const int first_position = static_cast<int>(seq.first_position) + tile.row;
-  const int num_keys = first_position + num_rows;
+  const ContextShard& context = args.plan.context;
+  const int num_keys = context.keys(first_position + num_rows);
+  for (int r = threadIdx.x; r < T::kRows; r += T::kThreads) {
+    keys_of_row[r] = context.keys(first_position + r + 1);
+  }
   const int kv_head = tile.head / (args.num_heads / args.kv.num_kv_heads);
   const int32_t* table = args.plan.block_tables + seq.table;
   const int64_t row = int64_t{seq.first_row} + tile.row;
@@ -238,15 +245,16 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
 
     float scores[T::kRowTiles][T::kKeys / 8][4] = {};
     multiply_keys<T>(queries + warp_row * 128, keys, lane, scores);
-    if (first + T::kKeys - 1 > first_position + warp_row) {
+    if (first + T::kKeys > keys_of_row[warp_row]) {
 #pragma unroll
       for (int t = 0; t < T::kRowTiles; ++t) {
+        const int upper = warp_row + t * 16 + lane / 4;
+        const int sees[2] = {keys_of_row[upper], keys_of_row[upper + 8]};
 #pragma unroll
         for (int n = 0; n < T::kKeys / 8; ++n) {
 #pragma unroll
           for (int c = 0; c < 4; ++c) {
-            const int last = first_position + warp_row + t * 16 + lane / 4 + c / 2 * 8;
-            if (first + n * 8 + lane % 4 * 2 + c % 2 > last) scores[t][n][c] = -INFINITY;
+            if (first + n * 8 + lane % 4 * 2 + c % 2 >= sees[c / 2]) scores[t][n][c] = -INFINITY;
           }
         }
       }
@@ -261,7 +269,17 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocksPerSm)
     softmax.weigh(scores, seq.scale_log2);
     multiply_values<T>(scores, values, lane, softmax.out);
   }
-  softmax.normalise();
+  softmax.normalise(seq.scale_log2);
+  if (args.log_sum_exp != nullptr && lane % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < 2 * T::kRowTiles; ++i) {
+      const int tile_row = warp_row + lane / 4 + 8 * i;
+      if (tile_row < num_rows) {
+        args.log_sum_exp[(row + tile_row) * args.log_sum_exp_stride + tile.head] =
+            softmax.max[i / 2][i % 2] * kLn2;
+      }
+    }
+  }
   write_rows<T>(args, softmax, smem + warp_row * 128,
                 args.out + (row + warp_row) * args.out_stride + col, num_rows - warp_row, lane);
 }

@@ -163,7 +163,9 @@ __device__ void compute(const AttentionArgs& args, Shared<S>& shared, int consum
     RunningSoftmax softmax;
     int step = rows.num_steps - 1;
     const auto mask = [&] {
-      mask_scores(s, rows.first_sees + thread_row - step * kKeys, rows.last_key - step * kKeys);
+      const int sees[2] = {rows.sees(args.plan.context, thread_row) - step * kKeys,
+                           rows.sees(args.plan.context, thread_row + 8) - step * kKeys};
+      mask_scores(s, sees);
     };
 
     wait_full();
@@ -210,7 +212,7 @@ __device__ void compute(const AttentionArgs& args, Shared<S>& shared, int consum
       pack_weights(s, p);
       rescale(o, factor);
     };
-    const int num_unmasked = (rows.first_sees + 1) / kKeys;
+    const int num_unmasked = rows.sees(args.plan.context, 0) / kKeys;
     for (--step; step >= num_unmasked; --step) advance.template operator()<true>();
     for (; step >= 0; --step) advance.template operator()<false>();
 
@@ -224,8 +226,19 @@ __device__ void compute(const AttentionArgs& args, Shared<S>& shared, int consum
     pin(o);
     release(last_slot);
 
-    float inverse[2];
-    invert_sums(softmax, inverse);
+    float sums[2];
+    add_up_lanes(softmax, sums);
+    if (args.log_sum_exp != nullptr && lane % 4 == 0) {
+      const Rows& place = shared.query_turns.rows[buffer][consumer];  // no register kept it
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int row = thread_row + 8 * h;
+        if (row >= place.num_rows) continue;
+        args.log_sum_exp[place.log_sum_exp + row * args.log_sum_exp_stride] =
+            fmaf(softmax.max[h], place.scale_log2, log2f(sums[h])) * kLn2;
+      }
+    }
+    const float inverse[2] = {1.0f / sums[0], 1.0f / sums[1]};
     named_barrier_sync(1 + consumer, kWarpgroup);  // no warp of it reads the queries any more
     write_rows<S>(args, rows, o, inverse, shared.queries[buffer][consumer]);
     mbarrier_arrive(smem_address(&shared.query_turns.empty[buffer][consumer]));

@@ -192,12 +192,12 @@ std::unique_ptr<StepPlan> CudaBackend::make_step_plan(const StepLimits& limits,
   return std::make_unique<CudaStepPlan>(limits, shape, facts_);
 }
 
-void CudaBackend::plan_step(StepPlan& plan, const StepInput& input, const KvCache&) {
+void CudaBackend::plan_step(StepPlan& plan, const StepInput& input, const KvCache& cache) {
   use_device();
   // A step's launches fit in the device's queue. More would block, and with them the question
   // whether the other ranks live.
   if (group_ != nullptr) wait();
-  static_cast<CudaStepPlan&>(plan).plan(input, stream_);
+  static_cast<CudaStepPlan&>(plan).plan(input, cache.shape.context(), stream_);
 }
 
 void CudaBackend::embedding(const StepPlan& plan, const PackedLinear& table, int32_t first_token,
@@ -249,7 +249,8 @@ void CudaBackend::rotate_append(const StepPlan& plan, int64_t layer, const Matri
 }
 
 void CudaBackend::attention(const StepPlan& plan, int64_t layer, const MatrixView& q,
-                            const KvCache& cache, const MatrixView& out, const MatrixView*) {
+                            const KvCache& cache, const MatrixView& out,
+                            const MatrixView* log_sum_exp) {
   const CudaStepPlan& p = planned(plan);
   AttentionArgs args;
   args.plan = p.view();
@@ -259,11 +260,16 @@ void CudaBackend::attention(const StepPlan& plan, int64_t layer, const MatrixVie
   args.q_stride = q.stride;
   args.out = out.row<__nv_bfloat16>(0);
   args.out_stride = out.stride;
+  if (log_sum_exp != nullptr) {
+    args.log_sum_exp = log_sum_exp->row<float>(0);
+    args.log_sum_exp_stride = log_sum_exp->stride;
+  }
   args.num_heads = static_cast<int32_t>(p.shape().num_heads);
   if (p.has_decode()) {
     check_cuda(attention_decode(args, p.decode(), p.decode_launch(), stream_), "decode attention");
   }
   for (const PlannedPass& pass : p.prefills()) prefill(p, pass, args);
+  if (p.has_unseeing_rows()) clear_unseeing_rows(args, stream_);
 }
 
 void CudaBackend::prefill(const CudaStepPlan& plan, const PlannedPass& planned,
@@ -319,6 +325,7 @@ void CudaBackend::prefill(const CudaStepPlan& plan, const PlannedPass& planned,
     run();
     args.q += int64_t{heads} * args.kv.head_dim;
     args.out += int64_t{heads} * args.kv.head_dim;
+    if (args.log_sum_exp != nullptr) args.log_sum_exp += heads;
     if (!quantised) args.kv.pool += pass.num_kv_heads * args.kv.head_bytes;
   }
 }

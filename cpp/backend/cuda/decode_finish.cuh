@@ -7,12 +7,19 @@ namespace longspan::cuda::decode {
 /// Where pair p of a span is read and written: its row of the step and its query head.
 struct PairPlace {
   int64_t row;
+  int64_t head;
   int64_t col;
 
   __device__ PairPlace(const AttentionArgs& args, const SeqView& seq, int kv_head, int pair) {
     const int group = args.num_heads / args.kv.num_kv_heads;
     row = seq.first_row + pair / group;
-    col = int64_t{kv_head * group + pair % group} * args.kv.head_dim;
+    head = kv_head * group + pair % group;
+    col = head * args.kv.head_dim;
+  }
+  /// Notes a log-sum-exp in base 2, where it is asked for.
+  __device__ void note(const AttentionArgs& args, float log2_sum_exp) const {
+    if (args.log_sum_exp == nullptr) return;
+    args.log_sum_exp[row * args.log_sum_exp_stride + head] = log2_sum_exp * kLn2;
   }
 };
 
@@ -89,6 +96,7 @@ __device__ void finish_span(const AttentionArgs& args, const DecodeWork& work,
         *reinterpret_cast<uint4*>(args.out + place.row * args.out_stride + place.col + col) =
             make_uint4(pack_bf16(o[0], o[1]), pack_bf16(o[2], o[3]), pack_bf16(o[4], o[5]),
                        pack_bf16(o[6], o[7]));
+        if (col == 0) place.note(args, max + log2f(sum));
       } else {
         auto* to = reinterpret_cast<float4*>(work.partial_out + partial * args.kv.head_dim + col);
         to[0] = make_float4(o[0], o[1], o[2], o[3]);

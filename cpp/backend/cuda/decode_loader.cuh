@@ -160,7 +160,7 @@ class SliceLoader {
       end_ = span.first_key + span.num_keys;
       if (key_ >= end_) continue;
       const SeqView& seq = args_.plan.seqs[span.seq];
-      num_old_ = seq.first_position;
+      num_old_ = args_.plan.context.keys(static_cast<int>(seq.first_position));
       table_ = args_.plan.block_tables + seq.table;
       head_ = args_.kv.key_tile(0, args_.layer, units_.kv_head(unit_));
       block_ = __ldg(table_ + (key_ >> block_shift_));
@@ -178,7 +178,7 @@ class SliceLoader {
   int key_ = 0;  // first of the warp's next slice, and the end of the span
   int end_ = 0;
   int slice_end_ = 0;    // of the slice whose values come next
-  int64_t num_old_ = 0;  // tokens of the sequence before this step's
+  int num_old_ = 0;      // keys of the sequence before this step's
   int64_t block_ = 0;    // where key_ lies
   const int32_t* table_ = nullptr;
   const char* head_ = nullptr;  // the span's KV head in block 0

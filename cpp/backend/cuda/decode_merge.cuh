@@ -76,6 +76,7 @@ static __global__ void __launch_bounds__(32 * kMergeWarps)
     }
     __syncthreads();
     const PairPlace place(args, seq, kv_head, merge.first_pair + pair);
+    if (threadIdx.x == 0) place.note(args, max + log2f(total));
     for (int col = threadIdx.x * 2; col < head_dim; col += 2 * 32 * kMergeWarps) {
       float2 x = {};
       for (int w = 0; w < kMergeWarps; ++w) {

@@ -42,7 +42,8 @@ __device__ void dequantize_panel(const DequantizeKvArgs& args, const KvTile& fro
   const int seq = seq_of_panel(args.staged, args.seqs, args.num_seqs, panel);
   const int first_token = (panel - static_cast<int>(args.staged[seq].table)) * kPanelTokens;
   const SeqView& view = args.plan.seqs[seq];
-  const int num_tokens = static_cast<int>(view.first_position) + view.num_rows - first_token;
+  const int num_tokens =
+      args.plan.context.keys(static_cast<int>(view.first_position) + view.num_rows) - first_token;
   const int block = args.plan.block_tables[view.table + first_token / args.from.block_len];
   const int in_block = first_token % args.from.block_len;
   const char* head =

@@ -8,6 +8,9 @@
 /// bulk copy that takes the place of cp.async from sm_90 on. Shared-memory addresses are 32-bit.
 namespace longspan::cuda {
 
+/// What turns a logarithm in base 2 into a natural one.
+inline constexpr float kLn2 = 0.693147180559945F;
+
 __device__ inline uint32_t smem_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }

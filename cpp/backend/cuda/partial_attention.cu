@@ -26,6 +26,23 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+/// A block to a row.
+__global__ void __launch_bounds__(kThreads)
+    clear_kernel(const __grid_constant__ AttentionArgs args) {
+  const auto row = static_cast<int32_t>(blockIdx.x);
+  const int32_t index = args.plan.row_seq[row];
+  if (index < 0) return;
+  const SeqView& seq = args.plan.seqs[index];
+  if (args.plan.context.keys(seq.first_position + row - seq.first_row + 1) > 0) return;
+  const int cols = args.num_heads * args.kv.head_dim;
+  for (int col = static_cast<int>(threadIdx.x) * 8; col < cols; col += kThreads * 8) {
+    store8({}, args.out + row * args.out_stride + col);
+  }
+  for (int head = static_cast<int>(threadIdx.x); head < args.num_heads; head += kThreads) {
+    args.log_sum_exp[row * args.log_sum_exp_stride + head] = -INFINITY;
+  }
+}
+
 }  // namespace
 
 void weigh_partial_attention(const MatrixView& log_sum_exps, int64_t own, int64_t num_heads,
@@ -36,6 +53,10 @@ void weigh_partial_attention(const MatrixView& log_sum_exps, int64_t own, int64_
       static_cast<int>(log_sum_exps.cols / num_heads), static_cast<int>(own),
       static_cast<int>(num_heads), static_cast<int>(attention.cols / num_heads),
       static_cast<__nv_bfloat16*>(attention.data), attention.stride);
+}
+
+void clear_unseeing_rows(const AttentionArgs& args, cudaStream_t stream) {
+  clear_kernel<<<static_cast<unsigned>(args.plan.num_tokens), kThreads, 0, stream>>>(args);
 }
 
 }  // namespace longspan::cuda

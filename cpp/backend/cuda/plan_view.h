@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "backend/context_shard.h"
+
 namespace longspan::cuda {
 
 /// A sequence of the step, as kernels see it.
@@ -26,6 +28,7 @@ struct PlanView {
   int32_t num_seqs = 0;
   int32_t num_tokens = 0;
   int32_t rotary_pairs = 0;  ///< rotary_dim / 2
+  ContextShard context;      ///< the keys that are here, to which block tables lead
 };
 
 }  // namespace longspan::cuda

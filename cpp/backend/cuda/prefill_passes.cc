@@ -26,7 +26,7 @@ std::vector<PrefillPass> plan_prefill_passes(std::span<const PrefillSeq> seqs, i
   if (seqs.empty()) return passes;
   if (capacity == 0) return {{0, static_cast<int32_t>(seqs.size()), 0, num_kv_heads}};
   for (size_t s = 0; s < seqs.size(); ++s) {
-    const auto panels = static_cast<int32_t>(panels_of(seqs[s].first_position + seqs[s].num_rows));
+    const auto panels = static_cast<int32_t>(panels_of(seqs[s].keys(seqs[s].num_rows)));
     if (passes.empty() || passes.back().num_panels + panels > capacity) {
       passes.push_back({static_cast<int32_t>(s), 0, 0, 0});
     }

@@ -59,13 +59,14 @@ PrefillSchedule schedule_prefill_sm90(std::span<const PrefillSeq> seqs, int32_t 
 
   std::vector<PrefillSeq> longest_first(seqs.begin(), seqs.end());
   std::ranges::stable_sort(longest_first, std::greater{},
-                           [](const PrefillSeq& s) { return s.first_position + s.num_rows; });
+                           [](const PrefillSeq& s) { return s.keys(s.num_rows); });
   std::vector<Costed> tiles;
   for (const PrefillSeq& seq : longest_first) {
     const int32_t last_row = (seq.num_rows - 1) / unit.rows * unit.rows;
     for (int32_t kv_head = 0; kv_head < num_kv_heads; ++kv_head) {
       for (int32_t row = last_row; row >= 0; row -= unit.rows) {
-        const int64_t keys = seq.first_position + std::min(row + unit.rows, seq.num_rows);
+        const int64_t keys = seq.keys(std::min(row + unit.rows, seq.num_rows));
+        if (keys == 0) continue;
         for (int32_t h = 0; h < group; h += unit.heads) {
           tiles.push_back(
               {{seq.seq, kv_head * group + h, row}, (keys + kKeys - 1) / kKeys + kTileCost});

@@ -20,9 +20,9 @@ struct PrefillSchedule {
   std::vector<int32_t> first;  ///< [num_clusters + 1]: cluster c has tiles [first[c], first[c + 1])
 };
 
-/// Deals out the rows of the sequences, which have at least one each, so that the clusters of a
-/// device with num_sms multiprocessors end at about the same time. Where that allows, rows of one
-/// KV head are worked on together: they find its keys in the L2 cache.
+/// Deals out the rows of the sequences, which have at least one each and keys here, so that the
+/// clusters of a device with num_sms multiprocessors end at about the same time. Where that allows,
+/// rows of one KV head are worked on together: they find its keys in the L2 cache.
 PrefillSchedule schedule_prefill_sm90(std::span<const PrefillSeq> seqs, int32_t num_heads,
                                       int32_t num_kv_heads, int32_t head_dim, int32_t num_sms);
 

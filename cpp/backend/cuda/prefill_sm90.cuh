@@ -30,10 +30,16 @@ struct PrefillShape {
 struct Rows {
   int32_t num_steps;   ///< tiles of keys to go through, the last first; 0: no more work
   int32_t num_rows;    ///< to be written
-  int32_t first_sees;  ///< the last key that the first row sees
-  int32_t last_key;    ///< of the tile
+  int32_t position;    ///< of the first row
+  int32_t num_keys;    ///< of the tile
   int64_t out;         ///< offset of the first row in elements
+  int64_t log_sum_exp;
   float scale_log2;
+
+  /// Keys of the tile that row r sees.
+  __device__ int sees(const ContextShard& context, int r) const {
+    return min(context.keys(position + r + 1), num_keys);
+  }
 };
 
 /// In shared memory, the bfloat16 queries of each consumer, [kPanels][64][64] in the 128-byte
@@ -91,8 +97,8 @@ __device__ Tile tile_of(const AttentionArgs& args, const PrefillTile& scheduled,
     tile.row += rank * S::kRows;
     rows *= 2;
   }
-  tile.num_keys =
-      static_cast<int>(tile.seq.first_position) + min(scheduled.row + rows, tile.seq.num_rows);
+  tile.num_keys = args.plan.context.keys(static_cast<int>(tile.seq.first_position) +
+                                         min(scheduled.row + rows, tile.seq.num_rows));
   return tile;
 }
 
@@ -113,11 +119,12 @@ __device__ void bring_queries(const AttentionArgs& args, const PrefillWorkSm90& 
     if (t < count) {
       const Tile tile = tile_of<S>(args, work.tiles[begin + t], rank);
       const int row = tile.row + 64 * consumer;
-      rows.last_key = tile.num_keys - 1;
-      rows.num_steps = rows.last_key / kKeys + 1;
+      rows.num_keys = tile.num_keys;
+      rows.num_steps = (tile.num_keys + kKeys - 1) / kKeys;
       rows.num_rows = max(0, min(64, tile.seq.num_rows - row));
-      rows.first_sees = min(static_cast<int>(tile.seq.first_position) + row, rows.last_key);
+      rows.position = static_cast<int>(tile.seq.first_position) + row;
       rows.out = (tile.seq.first_row + row) * args.out_stride + tile.head * S::kHeadDim;
+      rows.log_sum_exp = (tile.seq.first_row + row) * args.log_sum_exp_stride + tile.head;
       rows.scale_log2 = tile.seq.scale_log2;
       // Where none of the rows exists, `from` is not read.
       from = args.q + (tile.seq.first_row + (rows.num_rows > 0 ? row : 0)) * args.q_stride +

@@ -16,14 +16,14 @@ struct RunningSoftmax {
   float sum[2] = {0.0f, 0.0f};            ///< of the weights of this lane's keys
 };
 
-/// Sets the scores of keys that a row does not see to minus infinity. The first row sees keys up to
-/// `limit`, the second 8 more, none sees keys beyond `last`; both relative to the tile's first.
+/// Sets the scores of keys that a row does not see to minus infinity: all but the first `sees` of
+/// the tile's, of each of a thread's rows.
 template <int kScores>
-__device__ inline void mask_scores(float (&s)[kScores], int limit, int last) {
+__device__ inline void mask_scores(float (&s)[kScores], const int (&sees)[2]) {
   const int column = threadIdx.x % 4 * 2;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const int most = min(limit + 8 * h, last) - column;
+    const int most = sees[h] - 1 - column;
 #pragma unroll
     for (int j = 0; j < kScores / 4; ++j) {
 #pragma unroll
@@ -90,14 +90,13 @@ __device__ inline void rescale(float (&o)[kCount], const float (&factor)[2]) {
   for (int i = 0; i < kCount; ++i) o[i] *= factor[i / 2 % 2];
 }
 
-/// One over the sums of whole rows.
-__device__ inline void invert_sums(const RunningSoftmax& state, float (&inverse)[2]) {
+/// The sums of whole rows.
+__device__ inline void add_up_lanes(const RunningSoftmax& state, float (&sums)[2]) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    float sum = state.sum[h];
-    sum += __shfl_xor_sync(0xffffffffU, sum, 1);
-    sum += __shfl_xor_sync(0xffffffffU, sum, 2);
-    inverse[h] = 1.0f / sum;
+    sums[h] = state.sum[h];
+    sums[h] += __shfl_xor_sync(0xffffffffU, sums[h], 1);
+    sums[h] += __shfl_xor_sync(0xffffffffU, sums[h], 2);
   }
 }
 

@@ -15,7 +15,7 @@ void append_prefill_tiles(std::span<const PrefillSeq> seqs, int32_t num_heads,
   for (const PrefillSeq& seq : seqs) {
     for (int32_t row = 0; row < seq.num_rows; row += kPrefillRows) {
       const int32_t end = std::min(row + kPrefillRows, seq.num_rows);
-      runs.push_back({seq.first_position + end, seq.seq, row});
+      if (seq.keys(end) > 0) runs.push_back({seq.keys(end), seq.seq, row});
     }
   }
   std::stable_sort(runs.begin(), runs.end(),

@@ -4,6 +4,8 @@
 #include <span>
 #include <vector>
 
+#include "backend/context_shard.h"
+
 namespace longspan::cuda {
 
 /// Rows of a PrefillTile; the last of a sequence may have fewer.
@@ -21,11 +23,15 @@ struct PrefillSeq {
   int32_t seq = 0;  ///< index in PlanView::seqs
   int32_t num_rows = 0;
   int64_t first_position = 0;
+  ContextShard context;
+
+  /// Keys that are here for its first `rows` rows.
+  int64_t keys(int64_t rows) const { return context.keys(first_position + rows); }
 };
 
-/// Appends the tiles of a step's sequences: those of most keys first, so that the short ones fill
-/// the end; the heads of a run of rows follow each other, so that those of one KV head find its
-/// keys in the L2 cache.
+/// Appends the tiles of a step's sequences that have keys here: those of most keys first, so that
+/// the short ones fill the end; the heads of a run of rows follow each other, so that those of one
+/// KV head find its keys in the L2 cache.
 void append_prefill_tiles(std::span<const PrefillSeq> seqs, int32_t num_heads,
                           std::vector<PrefillTile>* tiles);
 

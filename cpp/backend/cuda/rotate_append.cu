@@ -29,9 +29,9 @@ struct Task {
   __device__ bool has_int4() const { return kv.value.element == KvElement::kInt4; }
   __device__ bool turns_heads() const { return kv.key.element == KvElement::kInt4; }
   __device__ bool has_norm() const { return q_norm != nullptr || k_norm != nullptr; }
-  /// The block of a position; its length is a power of two.
-  __device__ int64_t block_at(const SeqView& seq, int64_t position) const {
-    return plan.block_tables[seq.table + (position >> (__ffs(kv.block_len) - 1))];
+  /// The block of a key; its length is a power of two.
+  __device__ int64_t block_at(const SeqView& seq, int key) const {
+    return plan.block_tables[seq.table + (key >> (__ffs(kv.block_len) - 1))];
   }
 };
 
@@ -60,14 +60,17 @@ struct Target {
   __nv_bfloat16* q_row;
   float q_factor;   // of the query as a whole
   float q_rotated;  // of its rotated dims
+  bool has_key;  // whether key and value are this rank's
   int64_t block;
   int token;  // within the block
 
   __device__ Target(const Task& task, int32_t t, int32_t seq_index) {
     const SeqView& seq = task.plan.seqs[seq_index];
-    const int64_t position = seq.first_position + t - seq.first_row;
-    block = task.block_at(seq, position);
-    token = static_cast<int>(position & (task.kv.block_len - 1));
+    const auto position = static_cast<int>(seq.first_position + t - seq.first_row);
+    has_key = task.plan.context.has(position);
+    const int key = task.plan.context.keys(position);
+    block = has_key ? task.block_at(seq, key) : 0;
+    token = key & (task.kv.block_len - 1);
     q_row = task.q_out + t * task.q_stride;
     q_factor = task.q_factor == nullptr ? 1.0f : task.q_factor[t];
     q_rotated = seq.rotated;
@@ -242,6 +245,7 @@ __device__ void append_aligned(const Task& task, const __nv_bfloat16* __restrict
       target.store_q<true>(task, head, chunk_b, has_b ? kChunk : 0, b);
       continue;
     }
+    if (!target.has_key) continue;
     target.store_kv<kQuantized>(task, head, chunk_a, a, by_a);
     target.store_kv<kQuantized>(task, head, chunk_b, b, by_b);
     if constexpr (kQuantized) {
@@ -297,19 +301,22 @@ __device__ void append_any(const Task& task, const __nv_bfloat16* __restrict__ r
       target.store_q<false>(task, head, chunk, count, y);
       continue;
     }
+    if (!target.has_key) continue;
     target.store_kv<kQuantized>(task, head, chunk, y, by);
     if constexpr (kQuantized) target.store_scale(task, head, chunk, by);
   }
 }
 
-/// Zeros the values that follow the sequence's last token in its group of panels, where this step
-/// begins that group: nobody else writes there.
+/// Zeros the values that follow the sequence's last token here in its group of panels, where this
+/// step begins that group: nobody else writes there.
 __device__ void clear_rest(const Task& task, const SeqView& seq, int kv_head) {
   const KvLayout& kv = task.kv;
-  const int64_t last = seq.first_position + seq.num_rows - 1;
-  if (seq.num_rows == 0 || last - last % kPanelTokens < seq.first_position) return;
+  const auto first_position = static_cast<int>(seq.first_position);
+  const int num_old = task.plan.context.keys(first_position);
+  const int last = task.plan.context.keys(first_position + seq.num_rows) - 1;
+  if (last < num_old || last - last % kPanelTokens < num_old) return;
   const int64_t block = task.block_at(seq, last);
-  const int token = static_cast<int>(last & (kv.block_len - 1));
+  const int token = last & (kv.block_len - 1);
   const int rest = kPanelTokens - 1 - token % kPanelTokens;
   const int chunks = kv.row_dim / kChunk;
   char* tile = kv.key_tile(block, task.layer, kv_head) + kv.value.offset;

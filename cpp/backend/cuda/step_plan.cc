@@ -174,6 +174,8 @@ void CudaStepPlan::plan_sequences(const StepInput& input) {
   tables_.clear();
   prefill_seqs_.clear();
   decode_seqs_.clear();
+  has_unseeing_rows_ = false;
+  const ContextShard& context = view_.context;
   for (size_t s = 0; s < input.first_position.size(); ++s) {
     SeqView seq;
     seq.first_position = input.first_position[s];
@@ -186,10 +188,12 @@ void CudaStepPlan::plan_sequences(const StepInput& input) {
     const std::vector<int32_t>& table = input.block_tables[s];
     tables_.insert(tables_.end(), table.begin(), table.end());
     const auto index = static_cast<int32_t>(s);
-    if (seq.num_rows <= kDecodeRows) {
-      decode_seqs_.push_back({index, seq.num_rows, seq.first_position + seq.num_rows});
-    } else {
-      prefill_seqs_.push_back({index, seq.num_rows, seq.first_position});
+    const int64_t keys = context.keys(seq.first_position + seq.num_rows);
+    has_unseeing_rows_ |= context.keys(seq.first_position + 1) == 0;
+    if (keys > 0 && seq.num_rows <= kDecodeRows) {
+      decode_seqs_.push_back({index, seq.num_rows, keys});
+    } else if (keys > 0) {
+      prefill_seqs_.push_back({index, seq.num_rows, seq.first_position, context});
     }
     seqs_.push_back(seq);
   }
@@ -223,7 +227,8 @@ void CudaStepPlan::plan_query_factors(const StepInput& input) {
   }
 }
 
-void CudaStepPlan::plan(const StepInput& input, cudaStream_t stream) {
+void CudaStepPlan::plan(const StepInput& input, const ContextShard& context, cudaStream_t stream) {
+  view_.context = context;
   plan_sequences(input);
   plan_profiles(input);
   plan_query_factors(input);
@@ -250,7 +255,7 @@ void CudaStepPlan::plan(const StepInput& input, cudaStream_t stream) {
     int64_t panel = 0;
     for (const PrefillSeq& seq : seqs_of_pass) {
       staged[static_cast<size_t>(seq.seq)].table = panel;
-      panel += panels_of(seq.first_position + seq.num_rows);
+      panel += panels_of(seq.keys(seq.num_rows));
     }
   }
   const int64_t staged_seqs = packer.add(std::span<const SeqView>(staged));

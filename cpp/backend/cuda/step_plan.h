@@ -52,7 +52,8 @@ class CudaStepPlan final : public StepPlan {
   }
 
   /// Takes in a step; input may die afterwards. Waits for nothing but the copy before last.
-  void plan(const StepInput& input, cudaStream_t stream);
+  /// context: of the cache.
+  void plan(const StepInput& input, const ContextShard& context, cudaStream_t stream);
 
   const AttentionShape& shape() const { return shape_; }
   const PlanView& view() const { return view_; }
@@ -69,6 +70,8 @@ class CudaStepPlan final : public StepPlan {
   const DecodeWork& decode() const { return decode_; }
   const DecodeLaunch& decode_launch() const { return decode_launch_; }
   bool has_decode() const { return has_decode_; }
+  /// Whether there are rows that see no key here.
+  bool has_unseeing_rows() const { return has_unseeing_rows_; }
 
  private:
   /// Where the arrays lie that stay on the device, one after another from base.
@@ -117,6 +120,7 @@ class CudaStepPlan final : public StepPlan {
   PrefillWorkspace workspace_;
   DecodeWork decode_;
   bool has_decode_ = false;
+  bool has_unseeing_rows_ = false;
 };
 
 }  // namespace longspan::cuda

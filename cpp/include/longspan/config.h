@@ -22,7 +22,7 @@ struct EngineConfig {
   int tp = 1;
   /// Context-parallel ranks among the tp, which it divides: so many share the keys and values of
   /// every sequence, block by block, and have the heads of one of tp / cp; all else is split tp
-  /// ways. On a CPU only, yet.
+  /// ways. Not with prefill_attention "int8".
   int cp = 1;
   /// Longest prompt + output in tokens; 0: the model's max_position_embeddings.
   int64_t session_len = 0;

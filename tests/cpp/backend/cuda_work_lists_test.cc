@@ -164,6 +164,19 @@ TEST(PrefillTiles, CoverEveryRowOfEveryHeadOnceMostKeysFirst) {
   EXPECT_EQ(seen.size(), 6 * (8 + 1 + 1 + 2));
 }
 
+TEST(PrefillTiles, RowsThatSeeNoKeyOfTheRankAreLeftOut) {
+  // Of every 512 tokens in a row the rank has the second 256.
+  const PrefillSeq seq{0, 700, 0, {256, 1, 2}};
+  EXPECT_EQ(seq.keys(256), 0);
+  EXPECT_EQ(seq.keys(300), 44);
+  EXPECT_EQ(seq.keys(700), 256);
+  std::vector<PrefillTile> tiles;
+  append_prefill_tiles({&seq, 1}, 1, &tiles);
+  std::set<int32_t> rows;
+  for (const PrefillTile& tile : tiles) rows.insert(tile.row);
+  EXPECT_EQ(rows, (std::set<int32_t>{256, 384, 512, 640}));
+}
+
 TEST(PrefillPasses, TakeEverySequenceOnceWithinTheWorkspace) {
   for (const int32_t kv_heads : {1, 3, 8, 12}) {
     for (uint32_t seed = 0; seed < 20; ++seed) {

@@ -9,15 +9,7 @@ namespace {
 using reference::Matrix;
 
 /// Ranks that share the keys of every sequence: what they have together is attention over all.
-class ContextOps : public AttentionOps {
- protected:
-  void SetUp() override {
-    AttentionOps::SetUp();
-    if (!IsSkipped() && !backend().traits().context_parallel) {
-      GTEST_SKIP() << backend().describe() << " does not share the context";
-    }
-  }
-};
+class ContextOps : public AttentionOps {};
 LONGSPAN_TEST_DEVICES(ContextOps);
 
 TEST(ContextShard, SharesOutEveryTokenInOrder) {

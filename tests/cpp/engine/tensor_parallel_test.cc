@@ -166,7 +166,11 @@ TEST(TensorParallel, RefusesWhatDoesNotDivideTheModel) {
   expect_refused(3, 0, "cp: expected one of 1, 3 with tp=3 for a model of 9 query and 3 KV heads");
   expect_refused(5, 2, "tp: expected one of 2, 6 with cp=2 for a model of 9 query and 3 KV heads");
   expect_refused(5, 5, "tp: expected one of 1, 3 for a model of 9 query and 3 KV heads");
-  EngineConfig config = config_of(3);
+  EngineConfig config = config_of(2, 2);
+  config.prefill_attention = "int8";
+  expect_throw<Unsupported>([&] { Engine::load(model.path(), config); },
+                            "prefill_attention: expected \"auto\" with cp=2, got \"int8\"");
+  config = config_of(3);
   config.device = "cuda:1";
   expect_throw<InvalidArgument>([&] { Engine::load(model.path(), config); }, "device: expected");
 }

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <span>
@@ -128,6 +129,11 @@ class Backend : public BackendSizes {
                                                    const AttentionShape& shape) = 0;
   /// Takes in the step: positions, cos/sin (angles in float64), attention work list.
   virtual void plan_step(StepPlan& plan, const StepInput& input, const KvCache& cache) = 0;
+
+  /// Runs the ops of a planned step, which are all of them and no call that gives values to the
+  /// host, where the device does that better as a whole: it may note what they are and repeat them
+  /// for later steps of the same shape without calling. False: it would not, and nothing has run.
+  virtual bool run_whole(StepPlan&, const std::function<void()>& /*ops*/) { return false; }
 
   /// out[t] = table row of token t; zeros where the table does not have it. table: packed [V, H],
   /// of the tokens from first_token on; out: acc [T, H].

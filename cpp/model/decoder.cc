@@ -31,6 +31,17 @@ Decoder::Decoder(const ModelConfig& config, const Shard& shard, Backend& backend
 bool Decoder::forward(const StepInput& input, const KvCache& cache, bool cache_only,
                       const LayerCallback& after_layer) {
   const int64_t tokens = input.num_tokens();
+  backend_.plan_step(*plan_, input, cache);
+  const auto whole = [&] { run_layers(tokens, cache, false, [](int64_t) { return true; }); };
+  // What ranks say to each other between layers cannot be repeated without them.
+  if (!cache_only && communicator_.size() == 1 && backend_.run_whole(*plan_, whole)) {
+    return after_layer(config_.num_layers);
+  }
+  return run_layers(tokens, cache, cache_only, after_layer);
+}
+
+bool Decoder::run_layers(int64_t tokens, const KvCache& cache, bool cache_only,
+                         const LayerCallback& after_layer) {
   const auto rows = [tokens](const MatrixView& m) { return m.rows_from(0, tokens); };
   const MatrixView residual = rows(activations_.residual);
   const MatrixView delta = rows(activations_.delta);
@@ -42,7 +53,6 @@ bool Decoder::forward(const StepInput& input, const KvCache& cache, bool cache_o
   const MatrixView inner = rows(activations_.inner);
   const auto eps = static_cast<float>(config_.rms_norm_eps);
 
-  backend_.plan_step(*plan_, input, cache);
   backend_.embedding(*plan_, *weights_.embedding, first_token(), residual);
   communicator_.all_reduce(residual);   // each token's row is with one rank, zero elsewhere
   const MatrixView* pending = nullptr;  // a block's output, added by the norm that follows

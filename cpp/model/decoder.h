@@ -17,8 +17,9 @@ struct DecoderLimits {
   int64_t max_logit_rows = 0;  ///< rows of logits at once
 };
 
-/// Called after each layer with the number done; false abandons the pass. The keys and values
-/// written so far are overwritten when the same positions run again, so nothing needs undoing.
+/// Called after each layer, or of a pass that a device runs as a whole after the last, with the
+/// number done; false abandons the pass. The keys and values written so far are overwritten when
+/// the same positions run again, so nothing needs undoing.
 using LayerCallback = std::function<bool(int64_t layers_done)>;
 
 /// A decoder-only transformer: rotary attention over a block KV cache, RMS norm, gated MLP.
@@ -56,6 +57,9 @@ class Decoder {
                             const Shard& shard, const DecoderLimits& limits);
 
  private:
+  /// The layers of a step of so many tokens, which is planned; see forward().
+  bool run_layers(int64_t tokens, const KvCache& cache, bool cache_only,
+                  const LayerCallback& after_layer);
   /// Attention over all keys of the context, as far as this rank's add to it.
   void attend(int64_t layer, const MatrixView& q, const KvCache& cache, const MatrixView& out);
   MatrixView gather_head_input(std::span<const int64_t> rows);

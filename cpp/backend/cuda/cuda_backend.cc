@@ -197,7 +197,15 @@ void CudaBackend::plan_step(StepPlan& plan, const StepInput& input, const KvCach
   // A step's launches fit in the device's queue. More would block, and with them the question
   // whether the other ranks live.
   if (group_ != nullptr) wait();
-  static_cast<CudaStepPlan&>(plan).plan(input, cache.shape.context(), stream_);
+  static_cast<CudaStepPlan&>(plan).plan(input, cache, stream_);
+}
+
+bool CudaBackend::run_whole(StepPlan& plan, const std::function<void()>& ops) {
+  auto& p = static_cast<CudaStepPlan&>(plan);
+  const std::optional<StepShape> shape = p.shape_below(kLongStepRows);
+  if (!shape) return false;
+  p.graphs().run(*shape, stream_, ops);
+  return true;
 }
 
 void CudaBackend::embedding(const StepPlan& plan, const PackedLinear& table, int32_t first_token,

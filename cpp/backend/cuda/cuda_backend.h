@@ -2,6 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -44,6 +45,7 @@ class CudaBackend final : public CudaSizes<Backend> {
   void plan_step(StepPlan& plan, const StepInput& input, const KvCache& cache) override;
   void embedding(const StepPlan& plan, const PackedLinear& table, int32_t first_token,
                  const MatrixView& out) override;
+  bool run_whole(StepPlan& plan, const std::function<void()>& ops) override;
   void rms_norm(const MatrixView* delta, const MatrixView& residual, const Buffer& weight,
                 float eps, const MatrixView& out) override;
   void linear(const MatrixView& x, const PackedLinear& weight, const MatrixView& y) override;

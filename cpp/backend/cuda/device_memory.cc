@@ -40,12 +40,11 @@ Buffer allocate_pinned(int64_t bytes) {
 UploadRing::UploadRing(int64_t slot_bytes, int num_slots)
     : slot_bytes_((slot_bytes + kAlignment - 1) / kAlignment * kAlignment),
       host_(allocate_pinned(slot_bytes_ * num_slots)),
-      device_(allocate_device(slot_bytes_ * num_slots)),
+      device_(allocate_device(slot_bytes_)),
       slots_(static_cast<size_t>(num_slots)) {
   int64_t offset = 0;
   for (Slot& slot : slots_) {
     slot.host = host_.as<char>() + offset;
-    slot.device = device_.as<char>() + offset;
     offset += slot_bytes_;
     check_cuda(cudaEventCreateWithFlags(&slot.copied, cudaEventDisableTiming), "creating an event");
   }
@@ -67,11 +66,11 @@ char* UploadRing::upload(int64_t bytes, cudaStream_t stream) {
   const Slot& slot = slots_[next_];
   require<InvalidArgument>(bytes <= slot_bytes_, "upload: expected at most ", slot_bytes_,
                            " bytes, got ", bytes);
-  check_cuda(cudaMemcpyAsync(slot.device, slot.host, static_cast<size_t>(bytes),
+  check_cuda(cudaMemcpyAsync(device_.data(), slot.host, static_cast<size_t>(bytes),
                              cudaMemcpyHostToDevice, stream),
              "copying to the device");
   check_cuda(cudaEventRecord(slot.copied, stream), "recording an event");
-  return slot.device;
+  return device_.as<char>();
 }
 
 }  // namespace longspan::cuda

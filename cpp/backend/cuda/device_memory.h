@@ -16,9 +16,9 @@ Buffer allocate_device(int64_t bytes);
 /// Page-locked host memory, which copies reach asynchronously. Throws CapacityError.
 Buffer allocate_pinned(int64_t bytes);
 
-/// Small inputs on their way to the device, in the order of the stream: a ring of slots, each of
-/// page-locked host memory and as much device memory. A slot is filled again only when its last
-/// copy has been made, so that nothing here waits for the stream's other work.
+/// Small inputs on their way to the device, in the order of the stream: a ring of slots of
+/// page-locked host memory, and one place in device memory. A slot is filled again only when its
+/// last copy has been made, so that nothing here waits for the stream's other work.
 class UploadRing {
  public:
   UploadRing(int64_t slot_bytes, int num_slots);
@@ -30,8 +30,8 @@ class UploadRing {
 
   /// Host memory of the next slot, slot_bytes() long, free to be written.
   char* begin();
-  /// Queues the copy of the first `bytes` of what begin() gave; returns where they arrive. That
-  /// place holds until the ring has come round.
+  /// Queues the copy of the first `bytes` of what begin() gave; returns where they arrive, always
+  /// the same place, which holds them until the stream comes to the next upload.
   char* upload(int64_t bytes, cudaStream_t stream);
 
   /// begin() and upload() of an array of at most slot_bytes().
@@ -44,7 +44,6 @@ class UploadRing {
  private:
   struct Slot {
     char* host = nullptr;
-    char* device = nullptr;
     cudaEvent_t copied = nullptr;
   };
 

@@ -40,12 +40,12 @@ class Packer {
  public:
   explicit Packer(char* host) : host_(host) {}
 
-  /// Offset of a copy of values.
+  /// Offset of a copy of values; what is added next lies behind room for at least `room` of them.
   template <class T>
-  int64_t add(std::span<const T> values) {
+  int64_t add(std::span<const T> values, int64_t room = 0) {
     const int64_t offset = used_;
     if (!values.empty()) std::memcpy(host_ + offset, values.data(), values.size_bytes());
-    used_ += round_up(static_cast<int64_t>(values.size_bytes()));
+    used_ += round_up(std::max(std::ssize(values), room) * static_cast<int64_t>(sizeof(T)));
     return offset;
   }
   int64_t used() const { return used_; }
@@ -166,7 +166,7 @@ CudaStepPlan::CudaStepPlan(const StepLimits& limits, const AttentionShape& shape
 
 int64_t CudaStepPlan::bytes(const StepLimits& limits, const AttentionShape& shape,
                             const DeviceFacts& facts) {
-  return Memory(nullptr, limits, shape).bytes + kSlots * upload_bytes(limits, shape, facts);
+  return Memory(nullptr, limits, shape).bytes + upload_bytes(limits, shape, facts);
 }
 
 void CudaStepPlan::plan_sequences(const StepInput& input) {
@@ -227,20 +227,32 @@ void CudaStepPlan::plan_query_factors(const StepInput& input) {
   }
 }
 
-void CudaStepPlan::plan(const StepInput& input, const ContextShard& context, cudaStream_t stream) {
-  view_.context = context;
+std::optional<StepShape> CudaStepPlan::shape_below(int64_t rows) const {
+  if (!is_uniform_ || num_tokens() >= rows) return std::nullopt;
+  return StepShape{view_.num_tokens, view_.rotary_pairs, query_factor_ != nullptr, cache_};
+}
+
+void CudaStepPlan::plan(const StepInput& input, const KvCache& cache, cudaStream_t stream) {
+  view_.context = cache.shape.context();
   plan_sequences(input);
   plan_profiles(input);
   plan_query_factors(input);
   const auto heads = static_cast<int32_t>(shape_.num_heads);
   const auto kv_heads = static_cast<int32_t>(shape_.num_kv_heads);
   has_decode_ = !decode_seqs_.empty();
+  is_uniform_ =
+      prefill_seqs_.empty() && input.num_tokens() == input.num_seqs() && !has_unseeing_rows_;
+  cache_ = cache.pool.data();
+  // Room for what as many sequences can need at most; the tables, of any length, come last.
+  const int64_t uniform_seqs = is_uniform_ ? input.num_seqs() : 0;
+  const DecodeSizes room =
+      max_decode_sizes(uniform_seqs, 1, limits_.max_keys(), shape_.num_heads, shape_.num_kv_heads);
 
   Packer packer(ring_.begin());
   const int64_t seqs = packer.add(std::span<const SeqView>(seqs_));
-  const int64_t tables = packer.add(std::span<const int32_t>(tables_));
   const int64_t ids = packer.add(std::span<const int32_t>(input.token_ids));
-  const int64_t freqs = packer.add(std::span<const double>(inv_freq_));
+  const int64_t freqs =
+      packer.add(std::span<const double>(inv_freq_), uniform_seqs * view_.rotary_pairs);
   const int64_t factors = packer.add(std::span<const float>(query_factors_));
   const std::vector<PrefillPass> passes =
       plan_prefill_passes(prefill_seqs_, kv_heads, workspace_panels_);
@@ -260,11 +272,12 @@ void CudaStepPlan::plan(const StepInput& input, const ContextShard& context, cud
   }
   const int64_t staged_seqs = packer.add(std::span<const SeqView>(staged));
   const DecodeSpans decode(decode_seqs_, heads, kv_heads);
-  const int64_t spans = packer.add(std::span<const DecodeSpan>(decode.spans()));
-  const int64_t merges = packer.add(std::span<const DecodeMerge>(decode.merges()));
+  const int64_t spans = packer.add(std::span<const DecodeSpan>(decode.spans()), room.spans);
+  const int64_t merges = packer.add(std::span<const DecodeMerge>(decode.merges()), room.merges);
   const DecodeCounts counts{static_cast<int32_t>(decode.spans().size()),
                             static_cast<int32_t>(decode.merges().size())};
   const int64_t count = packer.add(std::span<const DecodeCounts>(&counts, 1));
+  const int64_t tables = packer.add(std::span<const int32_t>(tables_));
   const char* device = ring_.upload(packer.used(), stream);
 
   const auto at = [device](auto& pointer, int64_t offset) {

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "backend/cuda/device_memory.h"
 #include "backend/cuda/plan_view.h"
 #include "backend/cuda/prefill_passes.h"
+#include "backend/cuda/step_graphs.h"
 
 namespace longspan::cuda {
 
@@ -36,7 +38,8 @@ struct PrefillWorkspace {
 };
 
 /// What the CUDA ops read in every layer of a step. The host works out the lists and sends them in
-/// one copy; the device adds cos and sin. All memory is taken at construction.
+/// one copy; the device adds cos and sin. All memory is taken at construction. In steps of one row
+/// to each sequence the lists lie where their number says, so that a graph finds them.
 class CudaStepPlan final : public StepPlan {
  public:
   CudaStepPlan(const StepLimits& limits, const AttentionShape& shape, const DeviceFacts& facts);
@@ -52,8 +55,12 @@ class CudaStepPlan final : public StepPlan {
   }
 
   /// Takes in a step; input may die afterwards. Waits for nothing but the copy before last.
-  /// context: of the cache.
-  void plan(const StepInput& input, const ContextShard& context, cudaStream_t stream);
+  void plan(const StepInput& input, const KvCache& cache, cudaStream_t stream);
+
+  /// The shape of a step of one row to each sequence, of fewer than `rows`; none of any other.
+  std::optional<StepShape> shape_below(int64_t rows) const;
+  /// Of steps planned here.
+  StepGraphs& graphs() { return graphs_; }
 
   const AttentionShape& shape() const { return shape_; }
   const PlanView& view() const { return view_; }
@@ -121,6 +128,9 @@ class CudaStepPlan final : public StepPlan {
   DecodeWork decode_;
   bool has_decode_ = false;
   bool has_unseeing_rows_ = false;
+  bool is_uniform_ = false;      // one row to each sequence, which sees keys
+  const void* cache_ = nullptr;  // the pool's
+  StepGraphs graphs_;
 };
 
 }  // namespace longspan::cuda

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "backend/device.h"
@@ -143,8 +144,8 @@ class AttentionOps : public Ops {
     }
   }
 
-  /// One step; returns the attention output [tokens of the step, num_heads head_dim].
-  Matrix step(const std::vector<Piece>& runs, bool attend = true) {
+  /// A step, and q | k | v of its tokens.
+  std::pair<StepInput, Matrix> input_of(const std::vector<Piece>& runs) const {
     StepInput input;
     input.cu_seqlens.push_back(0);
     std::vector<double> rows;
@@ -162,6 +163,44 @@ class AttentionOps : public Ops {
     }
     Matrix values(input.num_tokens(), q_cols() + 2 * kv_cols());
     values.values = std::move(rows);
+    return {std::move(input), std::move(values)};
+  }
+
+  /// Steps of so many rows, in matrices that stay where they are, as a whole where the device does
+  /// that.
+  class Repeated {
+   public:
+    Repeated(AttentionOps& ops, int64_t rows)
+        : ops_(ops),
+          qkv_(ops.matrix(ops.out(), rows, ops.q_cols() + 2 * ops.kv_cols())),
+          q_(ops.matrix(ops.act(), rows, ops.q_cols())),
+          result_(ops.matrix(ops.act(), rows, ops.q_cols())) {}
+
+    Matrix step(const std::vector<Piece>& runs) {
+      const auto [input, values] = ops_.input_of(runs);
+      const std::vector<float> host(values.values.begin(), values.values.end());
+      const Rank& rank = ops_.ranks_.front();
+      Backend& backend = ops_.backend();
+      backend.upload(host.data(), qkv_.view());
+      backend.plan_step(*rank.plan, input, rank.cache);
+      const auto run = [&] {
+        backend.rotate_append(*rank.plan, kLayer, qkv_.view(), nullptr, rank.cache, q_.view());
+        backend.attention(*rank.plan, kLayer, q_.view(), rank.cache, result_.view(), nullptr);
+      };
+      if (!backend.run_whole(*rank.plan, run)) run();
+      return result_.read();
+    }
+
+   private:
+    AttentionOps& ops_;
+    const DeviceMatrix qkv_;
+    const DeviceMatrix q_;
+    const DeviceMatrix result_;
+  };
+
+  /// One step; returns the attention output [tokens of the step, num_heads head_dim].
+  Matrix step(const std::vector<Piece>& runs, bool attend = true) {
+    const auto [input, values] = input_of(runs);
     const DeviceMatrix qkv = matrix(out(), values);
     std::vector<DeviceMatrix> results;  // of each rank
     Matrix sums(values.rows, context_size_ * shape_.num_heads);

@@ -41,6 +41,33 @@ TEST_P(AttentionOps, EqualsTheDefinitionAtEveryEdgeOfPanels) {
   }
 }
 
+TEST_P(AttentionOps, StepsOfOneShapeAreRepeated) {
+  make_cache({8, 2, 64}, 64, 512, 1088, 3);
+  // Tables of different lengths, one span of keys and several, profiles that come and go.
+  std::vector<int64_t> lengths = {250, 1020, 1, 60};
+  for (size_t s = 0; s < lengths.size(); ++s) {
+    const int64_t seq = add_sequence(s == 1 ? 1040 : 300, s == 2 ? 1e6 : 1e4, 1.0, s + 3);
+    prefill(seq, lengths[s], 512);
+  }
+  Repeated three(*this, 3);
+  Repeated two(*this, 2);
+  const auto decode = [&](Repeated& repeated, const std::vector<int64_t>& seqs) {
+    std::vector<Piece> runs;
+    for (const int64_t seq : seqs) runs.push_back({seq, lengths[static_cast<size_t>(seq)]++, 1});
+    const Matrix result = repeated.step(runs);
+    for (size_t r = 0; r < runs.size(); ++r) {
+      expect_attention(result, static_cast<int64_t>(r), runs[r].seq, runs[r].first, 1);
+    }
+  };
+  for (int t = 0; t < 4; ++t) {
+    SCOPED_TRACE(t);
+    decode(three, {0, 1, 2});
+    decode(three, {3, 0, 1});
+    decode(two, {1, 2});
+    decode(two, {0, 3});
+  }
+}
+
 TEST_P(AttentionOps, DecodesInPoisonedBlocks) {
   for (const KvFormat format : backend().kv_formats(128)) {
     for (const int64_t block_len : {64, 256}) {

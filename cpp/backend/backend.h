@@ -41,6 +41,8 @@ struct QkNorm {
   float eps = 0;
 };
 
+inline constexpr int64_t kMaxDrawn = 16384;  ///< rows of a draw of tokens
+
 /// What a device works best with, for the engine to size its steps by.
 struct DeviceTraits {
   int64_t prefill_tokens = 0;     ///< most prefill tokens in one step, unless the config says
@@ -48,6 +50,7 @@ struct DeviceTraits {
   double flops_per_second = 0.0;  ///< first guess at the rate of a prefill
   double step_seconds = 1.0;      ///< how long a step may take
   bool shares_memory = false;     ///< the ranks of a process all take from the same
+  bool runs_behind = false;       ///< ops return before they are done
   bool deterministic = false;     ///< results never depend on company or chunks, bit for bit
   /// Memory that the driver, the code of kernels and libraries take beside what a plan lists.
   int64_t overhead_bytes = 0;
@@ -200,10 +203,13 @@ class Backend : public BackendSizes {
                      std::span<const int32_t> targets, const MatrixView& workspace,
                      std::span<PartialScore> scores) = 0;
 
-  /// Draws a token per row. logits: acc [R, V], the same after as before; tokens[r] = -1 where the
-  /// edited row is not finite.
-  virtual void sample(const MatrixView& logits, std::span<const SamplerRow> rows,
-                      std::span<int32_t> tokens) = 0;
+  /// Draws a token per row, for sampled() and drawn_token(); returns the draw's number. logits: acc
+  /// [R, V], the same after as before; 0 < R <= kMaxDrawn.
+  virtual int64_t start_sample(const MatrixView& logits, std::span<const SamplerRow> rows) = 0;
+
+  /// Waits for the tokens of a draw, the last or the one before. tokens: [R], -1 where the edited
+  /// row was not finite.
+  virtual void sampled(int64_t draw, std::span<int32_t> tokens) = 0;
 
   /// Natural-log probabilities under softmax(logits). logits: acc [R, V]; tokens: [R];
   /// 0 <= top <= min(V, kMaxLogprobs); out: [R][1 + top], first tokens[r], then the row's likeliest

@@ -23,10 +23,14 @@ struct StepLimits {
   int64_t max_keys() const { return max_blocks_per_seq * block_len; }  ///< of a sequence
 };
 
+/// Stands for a token id that a host need not know yet: that of row `row` of the last
+/// Backend::start_sample().
+constexpr int32_t drawn_token(int64_t row) { return static_cast<int32_t>(-1 - row); }
+
 /// One forward pass over a batch: tokens of several sequences, each a run of consecutive positions.
 /// Built once per step by the engine.
 struct StepInput {
-  std::vector<int32_t> token_ids;       ///< [num_tokens], sequence after sequence
+  std::vector<int32_t> token_ids;       ///< [num_tokens], sequence after sequence; or drawn_token()
   std::vector<int64_t> cu_seqlens;      ///< [num_seqs + 1], tokens of sequence s: [s], [s + 1)
   std::vector<int64_t> first_position;  ///< [num_seqs], position of the sequence's first token
                                         ///< here; as many keys are in the cache already

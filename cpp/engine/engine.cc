@@ -19,7 +19,7 @@
 #include "engine/load_ranks.h"
 #include "engine/memory_plan.h"
 #include "engine/plan_remedies.h"
-#include "engine/step_runner.h"
+#include "engine/step_loop.h"
 #include "model/shard.h"
 
 namespace longspan {
@@ -201,8 +201,11 @@ class Engine::Impl {
           cost(impl.model_, traits.flops_per_second * (traits.shares_memory ? 1 : impl.config_.tp),
                traits.step_seconds,
                least_prefill_tokens(impl.config_, impl.model_, ranks.backend())),
+          // Where there are several, only rank 0 has the tokens on its device.
           runner(impl.model_, ranks, decoder_limits(impl.config_, traits).max_logit_rows,
-                 [&impl] { return impl.closing_.load(); }) {
+                 traits.runs_behind && ranks.size() == 1, [&impl] { return impl.closing_.load(); }),
+          steps(scheduler, cost, runner, impl.config_.enable_prefix_caching,
+                [&impl] { impl.publish(); }) {
       if (prefix_cache) {
         contexts.emplace(pool, *prefix_cache, ranks, tokens_per_block(impl.config_));
       }
@@ -224,6 +227,7 @@ class Engine::Impl {
     std::optional<ContextBlocks> contexts;  ///< with a prefix cache
     StepCost cost;
     StepRunner runner;
+    StepLoop steps;
   };
 
   ContextIo context_io() {
@@ -261,31 +265,13 @@ class Engine::Impl {
   }
 
   void loop() {
-    while (take_inbox()) step();
-    fail_all(std::make_exception_ptr(
+    while (take_inbox()) {
+      loaded_->steps.turn();
+    }
+    loaded_->steps.fail_all(std::make_exception_ptr(
         EngineClosed("request: expected an open engine, got close() before the end")));
     const std::lock_guard lock(mutex_);
     tasks_.clear();
-  }
-
-  void fail_all(const std::exception_ptr& error) {
-    remove_if([&](const Sequence& sequence) {
-      sequence.state->fail(error);
-      return true;
-    });
-  }
-
-  /// Removes the sequences that `ends` has ended, or has found to be. Their results are out only
-  /// when that is published: who has a result finds it counted, and its blocks free.
-  void remove_if(const std::function<bool(const Sequence&)>& ends) {
-    std::vector<std::shared_ptr<RequestState>> ended;
-    loaded_->scheduler.remove_if([&](const Sequence& sequence) {
-      if (!ends(sequence)) return false;
-      ended.push_back(sequence.state);
-      return true;
-    });
-    publish();
-    for (const auto& state : ended) state->hand_out();
   }
 
   /// Moves new requests to the scheduler and does what was asked of this thread, sleeping while
@@ -306,55 +292,13 @@ class Engine::Impl {
     return true;
   }
 
-  void step() {
-    Loaded& l = *loaded_;
-    remove_if([](const Sequence& sequence) {
-      if (!sequence.state->cancelled()) return false;
-      sequence.state->finish(FinishReason::kCancelled);
-      return true;
-    });
-    try {
-      const std::vector<ScheduledSequence> step = l.scheduler.schedule(l.cost);
-      if (!step.empty()) run(step);
-    } catch (...) {
-      // Planning copies cached blocks, on every rank; whose step it was to be is not known yet.
-      fail_all(std::current_exception());
-    }
-    remove_if([](const Sequence& sequence) { return sequence.state->ended(); });
-  }
-
-  void run(const std::vector<ScheduledSequence>& step) {
-    Loaded& l = *loaded_;
-    double flops = 0.0;
-    EngineMetrics gained;
-    for (const auto& [sequence, count] : step) {
-      flops += l.cost.flops(count, sequence->num_computed);
-      (sequence->in_prefill() ? gained.prefilled_tokens : gained.generated_tokens) += count;
-      if (l.prefix_cache && sequence->in_prefill() && !sequence->state->scores_prompt()) {
-        gained.prefix_miss_tokens += count;
-      }
-    }
-    const auto begin = std::chrono::steady_clock::now();
-    try {
-      if (!l.runner.run(step)) return;
-    } catch (...) {
-      // What a step throws is nobody's fault in particular; only its own requests end.
-      for (const auto& part : step) part.sequence->state->fail(std::current_exception());
-      return;
-    }
-    const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - begin;
-    // What decodes reach is the rate of memory.
-    if (gained.prefilled_tokens > 0) l.cost.measured(flops, spent.count());
-    l.scheduler.publish(step);
-    const std::lock_guard lock(mutex_);
-    ++metrics_.steps;
-    metrics_.prefilled_tokens += gained.prefilled_tokens;
-    metrics_.generated_tokens += gained.generated_tokens;
-    metrics_.prefix_miss_tokens += gained.prefix_miss_tokens;
-  }
-
   void publish() {
+    const StepCounts& counts = loaded_->steps.counts();
     const std::lock_guard lock(mutex_);
+    metrics_.steps = counts.steps;
+    metrics_.prefilled_tokens = counts.prefilled_tokens;
+    metrics_.generated_tokens = counts.generated_tokens;
+    metrics_.prefix_miss_tokens = counts.prefix_miss_tokens;
     metrics_.waiting = loaded_->scheduler.num_waiting();
     metrics_.running = loaded_->scheduler.num_running();
     metrics_.free_blocks = loaded_->pool.num_available();

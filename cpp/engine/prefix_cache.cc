@@ -119,7 +119,8 @@ int32_t PrefixCache::insert(const Sequence& sequence, int64_t block, int64_t tok
 }
 
 void PrefixCache::publish(Sequence& sequence) {
-  for (; sequence.num_published < sequence.num_computed / block_len_; ++sequence.num_published) {
+  // What a step under way computes may yet turn out to be no numbers.
+  for (; sequence.num_published < sequence.num_settled() / block_len_; ++sequence.num_published) {
     const auto block = static_cast<size_t>(sequence.num_published);
     const int32_t known = insert(sequence, sequence.num_published, block_len_);
     // Who holds a block of the index holds those above it; and one copy is enough.

@@ -34,6 +34,7 @@ class RankGroup {
   RankGroup(const RankGroup&) = delete;
   RankGroup& operator=(const RankGroup&) = delete;
 
+  int size() const { return ranks_.front().communicator->size(); }
   Backend& backend() { return *ranks_.front().backend; }  ///< rank 0's, to work on logits with
 
   // See Decoder. Whether a forward goes on after a layer is rank 0's to say, for all.

@@ -65,7 +65,7 @@ std::vector<ScheduledSequence> Scheduler::schedule(const StepCost& cost) {
     step.push_back({&sequence, tokens});
   };
   for (const auto& sequence : running_) {
-    if (!sequence->in_prefill()) add(*sequence, 1);
+    if (!sequence->in_prefill() && sequence->goes_on()) add(*sequence, 1);
   }
   const std::vector<Sequence*> prompts = prefilling();
   // The oldest leaves half a step to shorter ones, which so never wait for its end.
@@ -85,6 +85,12 @@ std::vector<ScheduledSequence> Scheduler::schedule(const StepCost& cost) {
     add(*sequence, tokens);
   }
   return step;
+}
+
+bool Scheduler::has_decodes_only() const {
+  return (waiting_.empty() || num_running() == max_batch_size_) &&
+         std::none_of(running_.begin(), running_.end(),
+                      [](const auto& sequence) { return sequence->in_prefill(); });
 }
 
 void Scheduler::publish(const std::vector<ScheduledSequence>& step) {

@@ -42,6 +42,9 @@ class Scheduler {
   /// there is nothing to do.
   std::vector<ScheduledSequence> schedule(const StepCost& cost);
 
+  /// Whether the next step has no prompt in it and admits none.
+  bool has_decodes_only() const;
+
   /// After a step, which moved its sequences: what it computed may be shared.
   void publish(const std::vector<ScheduledSequence>& step);
 

@@ -43,6 +43,12 @@ bool wants_rows(const ScheduledSequence& part) {
   return end == sequence.num_tokens() && sequence.state->lengths.max_new_tokens > 0;
 }
 
+/// Whether a part of a step is a decode whose token the host need not know for the next one.
+bool is_plain_decode(const ScheduledSequence& part) {
+  const GenerationConfig& g = part.sequence->state->request.generation;
+  return !part.sequence->in_prefill() && !g.logprobs && !LogitEdits::needed(g);
+}
+
 std::exception_ptr not_finite(const char* what) {
   return std::make_exception_ptr(
       NumericalError(message(what, ": expected finite values, got NaN or infinity")));
@@ -51,12 +57,13 @@ std::exception_ptr not_finite(const char* what) {
 }  // namespace
 
 StepRunner::StepRunner(const ModelConfig& config, RankGroup& ranks, int64_t max_logit_rows,
-                       std::function<bool()> closing)
+                       bool runs_behind, std::function<bool()> closing)
     : config_(config),
       ranks_(ranks),
       max_logit_rows_(max_logit_rows),
       closing_(std::move(closing)),
-      work_(config) {}
+      work_(config),
+      runs_behind_(runs_behind) {}
 
 void StepRunner::report_layer(const std::vector<ScheduledSequence>& step,
                               int64_t layers_done) const {
@@ -86,9 +93,12 @@ bool StepRunner::forward(const std::vector<ScheduledSequence>& step) {
   });
 }
 
-bool StepRunner::run(const std::vector<ScheduledSequence>& step) {
+bool StepRunner::start(const std::vector<ScheduledSequence>& step) {
+  can_wait_ = runs_behind_ && std::all_of(step.begin(), step.end(), is_plain_decode);
   if (!forward(step)) return false;
-  std::vector<LogitRow> to_sample;
+  UnderWay under_way;
+  under_way.step = step;
+  std::vector<LogitRow>& to_sample = under_way.rows;
   std::vector<LogitRow> to_copy;
   int64_t row = 0;  // first of the sequence at hand
   for (const auto& [sequence, count] : step) {
@@ -124,7 +134,7 @@ bool StepRunner::run(const std::vector<ScheduledSequence>& step) {
     row += count;
   }
   copy_logits(to_copy);
-  sample(to_sample);
+  draw(under_way);
   for (const ScheduledSequence& part : step) {
     const Sequence& sequence = *part.sequence;
     if (!sequence.in_prefill() && sequence.state->lengths.max_new_tokens == 0) {
@@ -132,7 +142,22 @@ bool StepRunner::run(const std::vector<ScheduledSequence>& step) {
                                                              : FinishReason::kLength);
     }
   }
+  under_way_.push_back(std::move(under_way));
   return true;
+}
+
+std::vector<ScheduledSequence> StepRunner::finish() {
+  UnderWay done = std::move(under_way_.front());
+  under_way_.pop_front();
+  try {
+    give_out(done);
+  } catch (...) {
+    for (const ScheduledSequence& part : done.step) {
+      part.sequence->state->fail(std::current_exception());
+    }
+  }
+  for (const LogitRow& row : done.rows) --row.sequence->num_awaited;
+  return std::move(done.step);
 }
 
 void StepRunner::score(Sequence& sequence, int64_t first_row, int64_t first_position,
@@ -171,15 +196,17 @@ void StepRunner::copy_logits(const std::vector<LogitRow>& rows) {
   }
 }
 
-void StepRunner::sample(std::vector<LogitRow> rows) {
+void StepRunner::draw(UnderWay& step) {
+  std::vector<LogitRow>& rows = step.rows;
   if (rows.empty()) return;
-  // Those whose log probabilities are asked for come first, and share a pass.
-  const auto asked = std::stable_partition(rows.begin(), rows.end(), [](const LogitRow& row) {
+  // Those whose log probabilities are asked for share a pass.
+  std::stable_partition(rows.begin(), rows.end(), [](const LogitRow& row) {
     return row.sequence->state->request.generation.logprobs.has_value();
   });
   std::vector<int64_t> indices;
   std::vector<SamplerRow> samplers;
-  for (const auto& [sequence, row, ends_prefill] : rows) {
+  for (auto& [sequence, row, ends_prefill, position] : rows) {
+    position = sequence->num_tokens();
     const GenerationConfig& g = sequence->state->request.generation;
     if (!sequence->edits && LogitEdits::needed(g)) {
       sequence->edits.emplace(g, sequence->state->request.input_ids, config_.eos_token_ids);
@@ -191,23 +218,36 @@ void StepRunner::sample(std::vector<LogitRow> rows) {
                         .top_p = static_cast<float>(g.top_p),
                         .min_p = static_cast<float>(g.min_p),
                         .seed = sequence->state->seed,
-                        .position = sequence->num_tokens(),
+                        .position = position,
                         .edits = sequence->edits ? sequence->edits->next(sequence->tokens)
                                                  : std::span<LogitEdit>{}});
   }
+  step.logits = ranks_.logits(indices);
+  step.draw = ranks_.backend().start_sample(step.logits, samplers);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    rows[i].sequence->tokens.push_back(drawn_token(static_cast<int64_t>(i)));
+    ++rows[i].sequence->num_awaited;
+  }
+}
+
+void StepRunner::give_out(const UnderWay& step) {
+  const std::vector<LogitRow>& rows = step.rows;
+  if (rows.empty()) return;
   std::vector<int32_t> tokens(rows.size());
-  const MatrixView logits = ranks_.logits(indices);
-  ranks_.backend().sample(logits, samplers, tokens);
+  ranks_.backend().sampled(step.draw, tokens);
   for (const LogitRow& row : rows) {
     if (row.ends_prefill) row.sequence->state->set_prefill(row.sequence->num_computed, 1.0);
   }
-  const auto with_logprobs = static_cast<size_t>(asked - rows.begin());
+  const auto with_logprobs =
+      static_cast<size_t>(std::count_if(rows.begin(), rows.end(), [](const LogitRow& row) {
+        return row.sequence->state->request.generation.logprobs.has_value();
+      }));
   const std::vector<TokenLogprob> logprobs =
-      log_probabilities(logits, {rows.data(), with_logprobs}, tokens);
+      log_probabilities(step.logits, {rows.data(), with_logprobs}, tokens);
   const size_t each = with_logprobs > 0 ? logprobs.size() / with_logprobs : 0;
   for (size_t i = 0; i < rows.size(); ++i) {
     const auto own = std::span(logprobs).subspan(i < with_logprobs ? i * each : 0);
-    deliver(*rows[i].sequence, tokens[i], own);
+    deliver(rows[i], tokens[i], own);
   }
 }
 
@@ -227,20 +267,30 @@ std::vector<TokenLogprob> StepRunner::log_probabilities(const MatrixView& logits
   return result;
 }
 
-void StepRunner::deliver(Sequence& sequence, int32_t token,
+void StepRunner::deliver(const LogitRow& row, int32_t token,
                          std::span<const TokenLogprob> logprobs) const {
+  Sequence& sequence = *row.sequence;
   RequestState& state = *sequence.state;
+  // Of a sequence that has ended: what it was to go on with, and had computed of that.
+  const auto drop = [&] {
+    if (sequence.num_tokens() > row.position) {
+      sequence.tokens.resize(static_cast<size_t>(row.position));
+    }
+    sequence.num_computed = std::min(sequence.num_computed, row.position);
+  };
+  if (state.ended()) return drop();
   if (token < 0) return state.fail(not_finite("logits"));
   const GenerationConfig& g = state.request.generation;
   const auto in = [token](const std::vector<int32_t>& ids) {
     return std::find(ids.begin(), ids.end(), token) != ids.end();
   };
   if (in(g.stop_token_ids) || (!g.ignore_eos && in(config_.eos_token_ids))) {
+    drop();
     return state.finish(FinishReason::kStop, token);
   }
-  sequence.tokens.push_back(token);
+  sequence.tokens[static_cast<size_t>(row.position)] = token;
   state.add_token(token, logprobs.first(g.logprobs ? static_cast<size_t>(*g.logprobs) + 1 : 0));
-  if (sequence.num_tokens() == state.lengths.total()) {
+  if (row.position + 1 == state.lengths.total()) {
     state.finish(state.lengths.clamped ? FinishReason::kContextFull : FinishReason::kLength);
   }
 }

@@ -13,6 +13,7 @@ import pytest
 from gpu import check_logits, ids_of, load, logits, needs_gpu
 from longspan import EngineConfig, GenerationConfig, pipeline
 from longspan._core import GenerationConfig as NativeGeneration
+from longspan._core import Request
 from test_families import CASES, INTERNLM2, repack
 from test_rope_logits import METHODS, tiny
 
@@ -105,6 +106,32 @@ def test_logprobs() -> None:
         assert np.abs(pairs[1:, 1] - -np.sort(-row)[:4]).max() < ROUNDING
         for listed, logprob in pairs:
             assert abs(logprob - row[int(listed)]) < ROUNDING
+
+
+@needs_gpu
+def test_steps_ahead_of_their_tokens_change_nothing(smollm2_dir: Path) -> None:
+    """Where log probabilities are asked for, every token is waited for; else decodes run ahead."""
+    prompts = [ids_of(length, 49000) for length in (5, 300, 64, 700)]
+    with load(smollm2_dir, "cuda", session_len=1024, max_batch_size=4) as engine:
+
+        def tokens(**options: Any) -> list[list[int]]:
+            requests = [
+                Request.generate(
+                    ids,
+                    NativeGeneration(
+                        max_new_tokens=60 + i, do_sample=True, top_k=0, seed=i, **options
+                    ),
+                )
+                for i, ids in enumerate(prompts)
+            ]
+            return [handle.wait().token_ids for handle in engine.submit(requests)]
+
+        free = tokens(logprobs=1, ignore_eos=True)
+        assert tokens(ignore_eos=True) == free
+        stops = [row[10 + 5 * i] for i, row in enumerate(free)]
+        stopped = tokens(logprobs=1, stop_token_ids=stops)
+        assert min(map(len, stopped)) < 60
+        assert tokens(stop_token_ids=stops) == stopped
 
 
 def small_pipeline(path: str, **options: Any) -> Any:

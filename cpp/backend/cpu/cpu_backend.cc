@@ -1,5 +1,7 @@
 #include "backend/cpu/cpu_backend.h"
 
+#include <algorithm>
+
 #include "backend/cpu/attention.h"
 #include "backend/cpu/copy_kv_block.h"
 #include "backend/cpu/kv_tiles.h"
@@ -89,7 +91,18 @@ std::unique_ptr<StepPlan> CpuBackend::make_step_plan(const StepLimits& limits,
   return std::make_unique<CpuStepPlan>(limits, shape, pool_.size());
 }
 void CpuBackend::plan_step(StepPlan& plan, const StepInput& input, const KvCache& cache) {
-  static_cast<CpuStepPlan&>(plan).plan(input, cache.shape.context(), pool_);
+  auto& p = static_cast<CpuStepPlan&>(plan);
+  const auto is_drawn = [](int32_t id) { return id < 0; };
+  if (std::ranges::none_of(input.token_ids, is_drawn)) {
+    p.plan(input, cache.shape.context(), pool_);
+    return;
+  }
+  StepInput known = input;
+  const std::vector<int32_t>& drawn = draws_[static_cast<size_t>(num_draws_ - 1) % draws_.size()];
+  for (int32_t& id : known.token_ids) {
+    if (is_drawn(id)) id = drawn[static_cast<size_t>(-1 - id)];
+  }
+  p.plan(known, cache.shape.context(), pool_);
 }
 void CpuBackend::embedding(const StepPlan& plan, const PackedLinear& table, int32_t first_token,
                            const MatrixView& out) {
@@ -128,9 +141,14 @@ void CpuBackend::score(const MatrixView& hidden, const PackedLinear& head, int32
   cpu::score(kernels_, pool_, hidden, packed(head), first_token, targets,
              score_workspace_.as<float>(), scores);
 }
-void CpuBackend::sample(const MatrixView& logits, std::span<const SamplerRow> rows,
-                        std::span<int32_t> tokens) {
+int64_t CpuBackend::start_sample(const MatrixView& logits, std::span<const SamplerRow> rows) {
+  std::vector<int32_t>& tokens = draws_[static_cast<size_t>(num_draws_) % draws_.size()];
+  tokens.resize(rows.size());
   cpu::sample(pool_, logits, rows, tokens);
+  return num_draws_++;
+}
+void CpuBackend::sampled(int64_t draw, std::span<int32_t> tokens) {
+  std::ranges::copy(draws_[static_cast<size_t>(draw) % draws_.size()], tokens.begin());
 }
 void CpuBackend::log_probabilities(const MatrixView& logits, std::span<const int32_t> tokens,
                                    int64_t top, std::span<TokenLogprob> out) {

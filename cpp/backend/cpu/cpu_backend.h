@@ -1,7 +1,9 @@
 #pragma once
 
+#include <array>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "backend/backend.h"
 #include "backend/cpu/kernels.h"
@@ -66,8 +68,8 @@ class CpuBackend final : public Backend {
   void score(const MatrixView& hidden, const PackedLinear& head, int32_t first_token,
              std::span<const int32_t> targets, const MatrixView& workspace,
              std::span<PartialScore> scores) override;
-  void sample(const MatrixView& logits, std::span<const SamplerRow> rows,
-              std::span<int32_t> tokens) override;
+  int64_t start_sample(const MatrixView& logits, std::span<const SamplerRow> rows) override;
+  void sampled(int64_t draw, std::span<int32_t> tokens) override;
   void log_probabilities(const MatrixView& logits, std::span<const int32_t> tokens, int64_t top,
                          std::span<TokenLogprob> out) override;
   void download(const MatrixView& in, float* out) override;
@@ -79,6 +81,8 @@ class CpuBackend final : public Backend {
   const Kernels& kernels_;
   ThreadPool pool_;
   Buffer score_workspace_;
+  std::array<std::vector<int32_t>, 2> draws_;  // the last two, each at its number's remainder
+  int64_t num_draws_ = 0;
 };
 
 }  // namespace longspan::cpu

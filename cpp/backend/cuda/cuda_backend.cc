@@ -46,19 +46,25 @@ CudaBackend::CudaBackend(int device)
       stager_(device),
       cublas_(std::make_unique<CublasLt>()),
       small_(kSmallBytes, 8),
+      drawn_(allocate_device(kMaxDrawn * 4)),
+      drawn_on_host_(allocate_pinned(kDrawsKept * kMaxDrawn * 4)),
       results_(allocate_device(kSmallBytes)),
       results_on_host_(allocate_pinned(kSmallBytes)) {
   check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
-  for (cudaEvent_t& event : layer_done_) {
-    check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
+  for (const std::span<cudaEvent_t> events : {std::span(layer_done_), std::span(draw_done_)}) {
+    for (cudaEvent_t& event : events) {
+      check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
+    }
   }
 }
 
 CudaBackend::~CudaBackend() {
   cudaSetDevice(facts_.device);
   if (stream_ != nullptr) cudaStreamSynchronize(stream_);
-  for (const cudaEvent_t event : layer_done_) {
-    if (event != nullptr) cudaEventDestroy(event);
+  for (const std::span<cudaEvent_t> events : {std::span(layer_done_), std::span(draw_done_)}) {
+    for (const cudaEvent_t event : events) {
+      if (event != nullptr) cudaEventDestroy(event);
+    }
   }
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }
@@ -71,13 +77,22 @@ void CudaBackend::wait() {
   if (group_ == nullptr) {
     check_cuda(cudaStreamSynchronize(stream_), "running a step");
   } else {
-    wait_for([this] { return cudaStreamQuery(stream_); }, "running a step");
+    query([this] { return cudaStreamQuery(stream_); }, "running a step");
+  }
+  check_cuda(cudaGetLastError(), "launching a kernel");
+}
+
+void CudaBackend::wait_for(cudaEvent_t event, const char* what) {
+  if (group_ == nullptr) {
+    check_cuda(cudaEventSynchronize(event), what);
+  } else {
+    query([event] { return cudaEventQuery(event); }, what);
   }
   check_cuda(cudaGetLastError(), "launching a kernel");
 }
 
 template <class Query>
-void CudaBackend::wait_for(Query query, const char* what) {
+void CudaBackend::query(Query query, const char* what) {
   constexpr int kQueriesPerCheck = 256;
   cudaError_t status = cudaErrorNotReady;
   for (int i = 1; (status = query()) == cudaErrorNotReady; ++i) {
@@ -210,7 +225,8 @@ bool CudaBackend::run_whole(StepPlan& plan, const std::function<void()>& ops) {
 
 void CudaBackend::embedding(const StepPlan& plan, const PackedLinear& table, int32_t first_token,
                             const MatrixView& out) {
-  cuda::embedding(planned(plan).view().token_ids, packed(table).view(), first_token, out, stream_);
+  cuda::embedding(planned(plan).view().token_ids, drawn_.as<const int32_t>(), packed(table).view(),
+                  first_token, out, stream_);
 }
 
 void CudaBackend::rms_norm(const MatrixView* delta, const MatrixView& residual,
@@ -350,12 +366,7 @@ void CudaBackend::silu_mul(const MatrixView& gate_up, const MatrixView& out) {
 void CudaBackend::end_layer(const StepPlan& plan) {
   if (planned(plan).num_tokens() < kLongStepRows) return;
   const cudaEvent_t event = layer_done_[layers_queued_++ % kLayersBehind];
-  // That of kLayersBehind layers ago.
-  if (group_ == nullptr) {
-    check_cuda(cudaEventSynchronize(event), "running a layer");
-  } else {
-    wait_for([event] { return cudaEventQuery(event); }, "running a layer");
-  }
+  wait_for(event, "running a layer");  // that of kLayersBehind layers ago
   check_cuda(cudaEventRecord(event, stream_), "recording an event");
 }
 
@@ -389,8 +400,7 @@ void CudaBackend::score(const MatrixView& hidden, const PackedLinear& head, int3
   }
 }
 
-void CudaBackend::sample(const MatrixView& logits, std::span<const SamplerRow> rows,
-                         std::span<int32_t> tokens) {
+int64_t CudaBackend::start_sample(const MatrixView& logits, std::span<const SamplerRow> rows) {
   // The rows' edits go first, all in one, so that the rows can say where theirs are.
   std::vector<LogitEdit> edits;
   for (const SamplerRow& row : rows) edits.insert(edits.end(), row.edits.begin(), row.edits.end());
@@ -402,8 +412,19 @@ void CudaBackend::sample(const MatrixView& logits, std::span<const SamplerRow> r
     device_edits += count;
   }
   const SamplerRow* device = small_.push(std::span<const SamplerRow>(with_edits), stream_);
-  cuda::sample(logits, device, results_.as<int32_t>(), stream_);
-  fetch(tokens);
+  const int64_t draw = num_draws_++;
+  const int64_t slot = draw % kDrawsKept;
+  cuda::sample(logits, device, drawn_.as<int32_t>(),
+               drawn_on_host_.as<int32_t>() + slot * kMaxDrawn, stream_);
+  check_cuda(cudaEventRecord(draw_done_[slot], stream_), "recording an event");
+  return draw;
+}
+
+void CudaBackend::sampled(int64_t draw, std::span<int32_t> tokens) {
+  const int64_t slot = draw % kDrawsKept;
+  wait_for(draw_done_[slot], "running a step");
+  const auto* drawn = drawn_on_host_.as<const int32_t>() + slot * kMaxDrawn;
+  std::copy(drawn, drawn + tokens.size(), tokens.begin());
 }
 
 void CudaBackend::log_probabilities(const MatrixView& logits, std::span<const int32_t> tokens,

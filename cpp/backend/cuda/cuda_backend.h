@@ -64,8 +64,8 @@ class CudaBackend final : public CudaSizes<Backend> {
   void score(const MatrixView& hidden, const PackedLinear& head, int32_t first_token,
              std::span<const int32_t> targets, const MatrixView& workspace,
              std::span<PartialScore> scores) override;
-  void sample(const MatrixView& logits, std::span<const SamplerRow> rows,
-              std::span<int32_t> tokens) override;
+  int64_t start_sample(const MatrixView& logits, std::span<const SamplerRow> rows) override;
+  void sampled(int64_t draw, std::span<int32_t> tokens) override;
   void log_probabilities(const MatrixView& logits, std::span<const int32_t> tokens, int64_t top,
                          std::span<TokenLogprob> out) override;
   void download(const MatrixView& in, float* out) override;
@@ -73,13 +73,16 @@ class CudaBackend final : public CudaSizes<Backend> {
 
  private:
   static constexpr int kLayersBehind = 2;
+  static constexpr int kDrawsKept = 2;
 
   void use_device() const;  // the CUDA runtime keeps a device per thread
   /// Waits until all that is queued is done, and throws what went wrong in it.
   void wait();
-  /// Waits until query() no longer says cudaErrorNotReady; in a group, as long as that lives.
+  /// The same for what was queued before an event.
+  void wait_for(cudaEvent_t event, const char* what);
+  /// Waits until query() no longer says cudaErrorNotReady, or the group is no more.
   template <class Query>
-  void wait_for(Query query, const char* what);
+  void query(Query query, const char* what);
   /// Waits, then copies the first out.size() values of results_ to the host.
   template <class T>
   void fetch(std::span<T> out);
@@ -97,7 +100,11 @@ class CudaBackend final : public CudaSizes<Backend> {
   std::unique_ptr<CublasLt> cublas_;
   UploadRing small_;  // rows, targets, samplers
   std::unique_ptr<UploadRing> edits_;
-  Buffer results_;          // device memory of what goes to the host: tokens, likelihoods
+  Buffer drawn_;          // device int32 [kMaxDrawn], of the last draw
+  Buffer drawn_on_host_;  // page-locked int32 [kDrawsKept][kMaxDrawn], which the device writes
+  cudaEvent_t draw_done_[kDrawsKept] = {};
+  int64_t num_draws_ = 0;
+  Buffer results_;          // device memory of what goes to the host: likelihoods
   Buffer results_on_host_;  // page-locked
   Buffer block_on_host_;    // page-locked
 };

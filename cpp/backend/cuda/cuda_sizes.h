@@ -39,7 +39,8 @@ class CudaSizes : public Base {
     return {.prefill_tokens = 8448,
             .logit_rows = 512,
             .flops_per_second = 1e14,
-            .step_seconds = 0.6,     // a short request that comes during a long one waits for two
+            .step_seconds = 0.6,  // a short request that comes during a long one waits for two
+            .runs_behind = true,
             .deterministic = false,  // cuBLASLt chooses by the number of rows
             .overhead_bytes = kBeginBytes + kLaterBytes,
             .group_bytes = kGroupBytes,

@@ -67,13 +67,14 @@ __global__ void copy_kernel(Rows<const In> in, const Index* index, Rows<Out> out
   });
 }
 
-/// out[t] = table[token_ids[t] - first_token], zeros where that is not in [0, table_rows).
+/// out[t] = table[id of t - first_token], zeros where that is not in [0, table_rows).
 template <bool kAligned>
-__global__ void embedding_kernel(const int32_t* token_ids, Rows<const bf16> table,
-                                 int64_t table_rows, int32_t first_token, Rows<float> out,
-                                 int64_t rows, int64_t cols) {
+__global__ void embedding_kernel(const int32_t* token_ids, const int32_t* drawn,
+                                 Rows<const bf16> table, int64_t table_rows, int32_t first_token,
+                                 Rows<float> out, int64_t rows, int64_t cols) {
   for_each_eight(rows, cols, [&](int64_t row, int64_t col, int count) {
-    const int64_t from = int64_t{token_ids[row]} - first_token;
+    const int32_t id = token_ids[row];
+    const int64_t from = int64_t{id < 0 ? drawn[-1 - id] : id} - first_token;
     Eight values = {};
     if (from >= 0 && from < table_rows) values = load_part<kAligned>(table[from] + col, count);
     store_part<kAligned>(values, out[row] + col, count);
@@ -187,14 +188,14 @@ void launch_rms_norm(const MatrixView* delta, const MatrixView& residual, const 
 
 }  // namespace
 
-void embedding(const int32_t* token_ids, const MatrixView& table, int32_t first_token,
-               const MatrixView& out, cudaStream_t stream) {
+void embedding(const int32_t* token_ids, const int32_t* drawn, const MatrixView& table,
+               int32_t first_token, const MatrixView& out, cudaStream_t stream) {
   if (out.rows == 0) return;
   const auto [grid, block] = shape_of(out.rows, out.cols);
   const auto kernel = has_whole_eights(table) && has_whole_eights(out) ? embedding_kernel<true>
                                                                        : embedding_kernel<false>;
-  kernel<<<grid, block, 0, stream>>>(token_ids, rows_of<const bf16>(table), table.rows, first_token,
-                                     rows_of<float>(out), out.rows, out.cols);
+  kernel<<<grid, block, 0, stream>>>(token_ids, drawn, rows_of<const bf16>(table), table.rows,
+                                     first_token, rows_of<float>(out), out.rows, out.cols);
 }
 
 void gather_rows(const MatrixView& in, const int64_t* rows, const MatrixView& out,

@@ -15,9 +15,10 @@ namespace longspan::cuda {
 // stride.
 
 /// out[t] = table[token_ids[t] - first_token], zeros where the table has no such row.
-/// token_ids: device [out.rows]; table: bfloat16, out: float32, the same cols.
-void embedding(const int32_t* token_ids, const MatrixView& table, int32_t first_token,
-               const MatrixView& out, cudaStream_t stream);
+/// token_ids: device [out.rows], where drawn_token(i) stands for drawn[i]; table: bfloat16, out:
+/// float32, the same cols.
+void embedding(const int32_t* token_ids, const int32_t* drawn, const MatrixView& table,
+               int32_t first_token, const MatrixView& out, cudaStream_t stream);
 
 /// residual += delta (unless null), then out = residual / sqrt(mean(residual^2) + eps) * weight, in
 /// float32. delta, out: bfloat16 [T, H]; residual: float32 [T, H]; weight: device float32 [H].

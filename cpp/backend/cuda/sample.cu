@@ -88,8 +88,8 @@ __device__ void undo(std::span<LogitEdit> edits, float* logits) {
 
 /// A block to a row.
 __global__ void __launch_bounds__(kBlockThreads)
-    sample_kernel(float* logits, int64_t stride, int cols, const SamplerRow* rows,
-                  int32_t* tokens) {
+    sample_kernel(float* logits, int64_t stride, int cols, const SamplerRow* rows, int32_t* tokens,
+                  int32_t* on_host) {
   __shared__ Scratch scratch;
   float* row = logits + blockIdx.x * stride;
   const SamplerRow settings = rows[blockIdx.x];
@@ -101,16 +101,17 @@ __global__ void __launch_bounds__(kBlockThreads)
     token = settings.greedy ? largest.token : draw(source, largest.logit, settings, scratch);
   }
   undo(settings.edits, row);
-  if (threadIdx.x == 0) tokens[blockIdx.x] = token;
+  if (threadIdx.x == 0) tokens[blockIdx.x] = on_host[blockIdx.x] = token;
 }
 
 }  // namespace
 
-void sample(const MatrixView& logits, const SamplerRow* rows, int32_t* tokens,
+void sample(const MatrixView& logits, const SamplerRow* rows, int32_t* tokens, int32_t* on_host,
             cudaStream_t stream) {
   if (logits.rows == 0) return;
   sample_kernel<<<static_cast<unsigned>(logits.rows), kBlockThreads, 0, stream>>>(
-      static_cast<float*>(logits.data), logits.stride, static_cast<int>(logits.cols), rows, tokens);
+      static_cast<float*>(logits.data), logits.stride, static_cast<int>(logits.cols), rows, tokens,
+      on_host);
 }
 
 }  // namespace longspan::cuda

@@ -19,7 +19,7 @@ class SampleOps : public Ops {
   std::vector<int32_t> sample(const Matrix& logits, std::vector<SamplerRow> rows) const {
     const DeviceMatrix on_device = matrix(acc(), logits);
     std::vector<int32_t> tokens(rows.size(), -2);
-    backend().sample(on_device.view(), rows, tokens);
+    backend().sampled(backend().start_sample(on_device.view(), rows), tokens);
     EXPECT_TRUE(same(on_device.read(), logits)) << "sampling changed the logits";
     return tokens;
   }

@@ -192,6 +192,7 @@ __device__ void compute(const AttentionArgs& args, Shared& shared, int consumer)
       pin(sums[0]);
       pin(sums[1]);
       pin(o);
+      __syncwarp();  // all lanes have read step_keys
       release(keys_empty, key_slot);
       if (held != kNone) release(values_empty, held);
       held = kNone;
@@ -209,7 +210,7 @@ __device__ void compute(const AttentionArgs& args, Shared& shared, int consumer)
     };
     begin_sums(sums[0]);
     begin_sums(sums[1]);
-    const int num_unmasked = rows.sees(args.plan.context, 0) / kKeys;
+    const int num_unmasked = min(rows.position + 1, rows.num_keys) / kKeys;
     do {
       advance_alone();
     } while (step >= num_unmasked || step % 2 == 0);

@@ -13,6 +13,7 @@ Exits 1 when a format exceeds its limit, or finds fewer keys than the native cac
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from machine import results_path
 LIMITS = {"int8": 0.15, "int8_fp8": 0.2, "int8_int4": 1.0, "fp8": 2.0, "int4": 7.0}
 NATIVE = "auto"
 TRAINED = 8192
+BLOCK = 64  # tokens
 
 
 def parse() -> argparse.Namespace:
@@ -56,6 +58,8 @@ def open_pipeline(format: str, options: argparse.Namespace) -> Pipeline:
         device=options.device,
         session_len=options.length,
         max_batch_size=1,
+        cache_block_seq_len=BLOCK,
+        cache_max_entry_count=-(-options.length // BLOCK),  # all formats are open at once
         rope_scaling_factor=4.0 if options.length > TRAINED else 0.0,
         kv_cache_dtype=format,
     )
@@ -114,26 +118,25 @@ def run(record: Record, options: argparse.Namespace) -> None:
 
     text = python_documentation().text
     formats = [NATIVE, *options.formats]
-    for window in range(options.windows):
-        for format in formats:
-            with open_pipeline(format, options) as pipe:
-                record.describe(engine_facts(pipe.engine, ("kv_cache_dtype",)))
-                ids = pipe.tokenizer.encode(text)
-                if len(ids) < options.length * options.windows:
-                    needed = options.length * options.windows
-                    raise SystemExit(f"expected a text of {needed} tokens, got {len(ids)}")
-                part = ids[window * options.length : (window + 1) * options.length]
-                block_len = pipe.engine.config.cache_block_seq_len
+    with contextlib.ExitStack() as stack:
+        pipes = {f: stack.enter_context(open_pipeline(f, options)) for f in formats}
+        record.describe(engine_facts(pipes[NATIVE].engine, ("kv_cache_dtype",)))
+        ids = pipes[NATIVE].tokenizer.encode(text)
+        if len(ids) < options.length * options.windows:
+            needed = options.length * options.windows
+            raise SystemExit(f"expected a text of {needed} tokens, got {len(ids)}")
+        for window in range(options.windows):
+            part = ids[window * options.length : (window + 1) * options.length]
+            for format, pipe in pipes.items():
                 note(
                     {
                         "format": format,
                         "window": window,
                         "mean_nll": pipe.get_ppl(part)[0].mean_nll,
-                        "bytes_per_token": pipe.engine.plan.block_bytes / block_len,
+                        "bytes_per_token": pipe.engine.plan.block_bytes / BLOCK,
                     }
                 )
-    for format in formats if options.passkeys else ():
-        with open_pipeline(format, options) as pipe:
+        for format, pipe in pipes.items() if options.passkeys else ():
             for one in passkey.run(pipe, options.length, options.passkeys):
                 note({"format": format, "passkey": one.key, "found": one.found})
 

@@ -114,6 +114,31 @@ class Oracle:
                     total += self._nll(hidden[: len(targets)], targets)
         return np.concatenate(logits), total
 
+    def greedy(self, ids: list[int], count: int, length: int, factor: float = 0.0) -> list[int]:
+        """The `count` likeliest tokens in turn, under the profile of `length` tokens, on the device
+        that the model is on."""
+        device = self.model.device
+        self.rotary.inv_freq = inverse_frequencies(self.config, length, factor).to(device)
+        cache = DynamicCache()
+        drawn: list[int] = []
+        with torch.inference_mode():
+            parts = [ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK)]
+            done = 0
+            while len(drawn) < count:
+                part = torch.tensor(parts.pop(0), device=device)
+                place = torch.arange(done, done + len(part), device=device)
+                done += len(part)
+                hidden = self.model.model(
+                    input_ids=part[None],
+                    position_ids=place[None],
+                    past_key_values=cache,
+                    use_cache=True,
+                ).last_hidden_state[0, -1:]
+                if not parts:
+                    drawn.append(int(self.model.lm_head(hidden)[0].argmax()))
+                    parts.append(drawn[-1:])
+        return drawn
+
     def _nll(self, hidden: torch.Tensor, targets: torch.Tensor) -> float:
         """Sums in float64: torch's float32 cross entropy is off by 1e-5 a token, always the same
         way."""

@@ -23,6 +23,7 @@ from longspan._core import (
 )
 from longspan._core import EngineConfig as NativeConfig
 from longspan.eval import passkey
+from longspan.eval.record import sha256_of_ids
 
 
 @needs_gpu
@@ -110,14 +111,26 @@ def test_perplexity_of_32k_is_that_of_the_cpu(smollm2_gguf: Path) -> None:
 
 @needs_gpu
 @pytest.mark.timeout(600)
-def test_passkeys_are_found_at_four_times_the_trained_length(smollm2_gguf: Path) -> None:
+def test_passkeys_at_32k_are_those_of_transformers(smollm2_gguf: Path) -> None:
+    """Ten, at four times the trained length: the same number is read as by the model in float32."""
+    oracle = pytest.importorskip("oracle")
+    length, factor = 32768, 4.0
     config = EngineConfig(
-        device="cuda", session_len=32768, max_batch_size=1, rope_scaling_factor=4.0
+        device="cuda", session_len=length, max_batch_size=1, rope_scaling_factor=factor
     )
     with pipeline(str(smollm2_gguf), config) as pipe:
-        results = list(passkey.run(pipe, 32768, 10))
-    found = sum(re.match(rf"\W*{r.key}(?!\d)", r.answer) is not None for r in results)
-    assert found >= 9, [(r.key, r.answer) for r in results]
+        tokenizer = pipe.tokenizer
+        rounds = list(passkey.run(pipe, length, 10))
+    reference = oracle.at(oracle.smollm2_dir())
+    reference.model.cuda()
+    for r in rounds:
+        ids = passkey.build_prompt(tokenizer, length, r.key, r.depth).ids
+        assert sha256_of_ids(ids) == r.prompt_sha256
+        drawn = reference.greedy(ids, passkey.ANSWER_TOKENS, length, factor)
+        expected = tokenizer.decode(drawn)
+        assert passkey.is_found(expected, r.key) == r.found, (r.key, r.answer, expected)
+        assert re.findall(r"\d+", r.answer)[:1] == re.findall(r"\d+", expected)[:1]
+    assert sum(r.found for r in rounds) >= 9
 
 
 @needs_gpu

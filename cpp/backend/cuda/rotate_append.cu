@@ -25,9 +25,9 @@ struct Task {
   const float* k_norm;
   float norm_eps;
   const float* q_factor;
+  bool turns_heads;  // of q and k, as kv_quantize.h says
 
   __device__ bool has_int4() const { return kv.value.element == KvElement::kInt4; }
-  __device__ bool turns_heads() const { return kv.key.element == KvElement::kInt4; }
   __device__ bool has_norm() const { return q_norm != nullptr || k_norm != nullptr; }
   /// The block of a key; its length is a power of two.
   __device__ int64_t block_at(const SeqView& seq, int key) const {
@@ -60,7 +60,7 @@ struct Target {
   __nv_bfloat16* q_row;
   float q_factor;   // of the query as a whole
   float q_rotated;  // of its rotated dims
-  bool has_key;  // whether key and value are this rank's
+  bool has_key;     // whether key and value are this rank's
   int64_t block;
   int token;  // within the block
 
@@ -134,10 +134,9 @@ __device__ KvScale scale_of(const Task& task, const Head& head, KvRange own, KvR
   return (element == KvElement::kInt4 ? group : own).of(element);
 }
 
-/// turn_head() of kv_quantize.h, a head in runs of whole chunks. For all lanes to call, each with
-/// the chunk of its number.
-__device__ void turn_head(int head_dim, int chunk, Eight& y) {
-  const int run = head_dim & -head_dim;
+/// The sums of turn_head() of kv_quantize.h, in its order, over a run of `lanes` lanes that have a
+/// chunk each, a power of two. For all lanes to call.
+__device__ void turn_run(int lane, int lanes, Eight& y) {
 #pragma unroll
   for (int half = 1; half < kChunk; half *= 2) {
 #pragma unroll
@@ -149,16 +148,35 @@ __device__ void turn_head(int head_dim, int chunk, Eight& y) {
       y.x[i + half] = a - b;
     }
   }
-  for (int step = 1; step * kChunk < run; step *= 2) {
+  for (int step = 1; step < lanes; step *= 2) {
 #pragma unroll
     for (float& x : y.x) {
       const float other = __shfl_xor_sync(0xffffffff, x, step);
-      x = (chunk & step) != 0 ? other - x : x + other;
+      x = (lane & step) != 0 ? other - x : x + other;
     }
   }
+}
+
+/// turn_head(), a head in runs of whole chunks, of which each lane has that of its number.
+__device__ void turn_head(int head_dim, int chunk, Eight& y) {
+  const int run = head_dim & -head_dim;
+  turn_run(chunk, run / kChunk, y);
   const float scale = 1.0f / sqrtf(static_cast<float>(run));
 #pragma unroll
   for (float& x : y.x) x *= scale;
+}
+
+/// turn_head() of a head that is one run, of which each lane has a chunk of either half.
+__device__ void turn_halves(int head_dim, int lane, Eight& a, Eight& b) {
+  turn_run(lane, head_dim / 2 / kChunk, a);
+  turn_run(lane, head_dim / 2 / kChunk, b);
+  const float scale = 1.0f / sqrtf(static_cast<float>(head_dim));
+#pragma unroll
+  for (int i = 0; i < kChunk; ++i) {
+    const float first = a.x[i];
+    a.x[i] = (first + b.x[i]) * scale;
+    b.x[i] = (first - b.x[i]) * scale;
+  }
 }
 
 __device__ float sum_of_squares(const Eight& v) {
@@ -172,9 +190,10 @@ __device__ float norm_scale(const Task& task, float squares) {
   return 1.0f / sqrtf(squares / static_cast<float>(task.kv.head_dim) + task.norm_eps);
 }
 
-/// A row whose heads and rotated halves are whole chunks. A thread takes two chunks of a head: the
-/// two that turn by the same angles, or two that pass through; groups of kLanes threads share out
-/// the heads, so that the angles are read once.
+/// A row whose heads and rotated halves are whole chunks; where turn_head() is asked for, a head
+/// that rotates whole and is one run of it. A thread takes two chunks of a head: the two that
+/// rotate by the same angles, or two that pass through; groups of kLanes threads share out the
+/// heads, so that the angles are read once.
 template <int kLanes, bool kQuantized>
 __device__ void append_aligned(const Task& task, const __nv_bfloat16* __restrict__ row, int32_t t,
                                const Target& target) {
@@ -230,6 +249,15 @@ __device__ void append_aligned(const Task& task, const __nv_bfloat16* __restrict
     KvScale by_a{};
     KvScale by_b{};
     if constexpr (kQuantized) {  // every lane, for the shuffles
+      if (task.turns_heads) {
+        Eight turned_a = a;
+        Eight turned_b = b;
+        turn_halves(head_dim, lane, turned_a, turned_b);
+        if (!head.is_v) {
+          a = turned_a;
+          b = turned_b;
+        }
+      }
       KvRange range_a;
       KvRange range_b;
       if (has_a) range_a.add(a);
@@ -287,7 +315,7 @@ __device__ void append_any(const Task& task, const __nv_bfloat16* __restrict__ r
     }
     KvScale by{};
     if constexpr (kQuantized) {  // every lane, for the shuffles
-      if (task.turns_heads()) {
+      if (task.turns_heads) {
         Eight turned = y;
         turn_head(head_dim, chunk, turned);
         if (!head.is_v) y = turned;
@@ -353,18 +381,20 @@ __global__ void __launch_bounds__(kThreads)
 
 void rotate_append(const RotateAppendArgs& args, cudaStream_t stream) {
   if (args.plan.num_tokens == 0) return;
+  const KvLayout& kv = args.kv;
+  const bool turns = turns_heads(kv.key.element);
   const Task task{args.plan,   args.kv,       args.layer,     args.qkv.stride,
                   args.q_out,  args.q_stride, args.num_heads, args.q_norm,
-                  args.k_norm, args.norm_eps, args.q_factor};
-  const KvLayout& kv = args.kv;
+                  args.k_norm, args.norm_eps, args.q_factor,  turns};
   const bool quantised = kv.key.element != KvElement::kNative;
+  const bool whole = 2 * args.plan.rotary_pairs == kv.head_dim;
   // A group of int4 is a group of lanes where all dims rotate, in halves that are whole groups.
   const bool grouped =
-      kv.value.element != KvElement::kInt4 ||
-      (2 * args.plan.rotary_pairs == kv.head_dim && args.plan.rotary_pairs % kInt4Group == 0);
-  const bool aligned = kv.key.element != KvElement::kInt4 && kv.head_dim % kChunk == 0 &&
-                       args.plan.rotary_pairs % kChunk == 0 && grouped &&
-                       has_whole_eights(args.qkv) && args.q_stride % kChunk == 0 &&
+      kv.value.element != KvElement::kInt4 || (whole && args.plan.rotary_pairs % kInt4Group == 0);
+  const bool one_run = !turns || (whole && (kv.head_dim & (kv.head_dim - 1)) == 0);
+  const bool aligned = kv.head_dim % kChunk == 0 && args.plan.rotary_pairs % kChunk == 0 &&
+                       grouped && one_run && has_whole_eights(args.qkv) &&
+                       args.q_stride % kChunk == 0 &&
                        reinterpret_cast<uintptr_t>(args.q_out) % 16 == 0;
   const auto blocks = static_cast<unsigned>(args.plan.num_tokens +
                                             (quantised ? 0 : args.plan.num_seqs * kv.num_kv_heads));

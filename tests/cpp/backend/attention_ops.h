@@ -270,11 +270,11 @@ class AttentionOps : public Ops {
       return rounds ? rounded(numbers, act()) : numbers;
     };
     const Matrix q = rounded(reference::turned(rotated, shape_.head_dim, format), act());
-    const Matrix k =
-        held(reference::turned(reference::rotate(normed(cut(0, keys, q_cols(), kv_cols()), k_norm_),
-                                                 shape_.head_dim, positions, inv_freq),
-                               shape_.head_dim, format),
-             key_element(format));
+    const Matrix k = held(reference::turned_as_cached(
+                              reference::rotate(normed(cut(0, keys, q_cols(), kv_cols()), k_norm_),
+                                                shape_.head_dim, positions, inv_freq),
+                              shape_.head_dim, format),
+                          key_element(format));
     const Matrix v = held(cut(0, keys, q_cols() + kv_cols(), kv_cols()), value_element(format));
     const double scale = (whole ? squared : 1.0) / std::sqrt(static_cast<double>(shape_.head_dim));
     const Matrix expected =
@@ -286,8 +286,9 @@ class AttentionOps : public Ops {
   }
 
   /// Values are up to 3; besides, a rounding of q or k may fall to the other side of a half. What a
-  /// code stands for may be rounded to bfloat16 once more, keys of int4 among them; and these are
-  /// sums, so that one in a million gets the next code, which is 0.4 away.
+  /// code stands for may be rounded to bfloat16 once more, keys of int4 among them. Heads that are
+  /// turned have elements up to 3 sqrt(D), and these are sums, which a device may round otherwise,
+  /// so that a key may get the next code.
   /// In bytes, an element of q or k may be the next one, 4.25 / 127 away where rotated pairs are up
   /// to 3 sqrt(2): times an element of the other, over sqrt(128) and under a factor of 1.1^2, that
   /// moves a score by 0.0152, and a result by at most a quarter of it times 6, the range of values.
@@ -299,10 +300,9 @@ class AttentionOps : public Ops {
     if (prefill_attention_ == PrefillAttention::kInt8) return 2e-2 + 0.0152 * 6 / 4;
     const double weighed = context_size_ > 1 ? 3 * rounding_of(act()) : 0;  // rounds once more
     const KvFormat format = limits_.kv_format;
-    const bool summed = turns_heads(format);
-    if (act() == DType::kF32) return summed ? 1e-2 : 2e-5;
+    if (act() == DType::kF32) return 2e-5;
     if (format == KvFormat::kNative) return 2e-2 + weighed;
-    return (summed ? 5e-2 : 3e-2) + weighed;
+    return (turns_heads(format) ? 5e-2 : 3e-2) + weighed;
   }
 
   static constexpr int64_t kNumLayers = 2;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 
@@ -59,6 +60,20 @@ inline Matrix turned(const Matrix& x, int64_t head_dim, KvFormat format) {
     }
   }
   return result;
+}
+
+/// The same of keys whose codes should be those of a cache to the bit: in float32, by turn_head()
+/// itself, since where a sum is rounded otherwise, a code at the edge of its interval is the next.
+inline Matrix turned_as_cached(Matrix x, int64_t head_dim, KvFormat format) {
+  if (!turns_heads(format)) return x;
+  std::vector<float> head(static_cast<size_t>(head_dim));
+  for (int64_t begin = 0; begin < x.rows * x.cols; begin += head_dim) {
+    double* values = x.values.data() + begin;
+    for (size_t d = 0; d < head.size(); ++d) head[d] = static_cast<float>(values[d]);
+    turn_head(head.data(), head_dim);
+    std::ranges::copy(head, values);
+  }
+  return x;
 }
 
 }  // namespace longspan::reference

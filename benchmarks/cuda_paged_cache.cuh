@@ -17,38 +17,13 @@
 #include "backend/cuda/attention.h"
 #include "backend/cuda/kv_quantize.cuh"
 #include "cuda_check.cuh"
+#include "cuda_device_array.cuh"
+#include "cuda_number.cuh"
 
 /// A paged cache of made-up keys and values in shuffled blocks, and attention over it computed the
 /// plain way in double precision. The numbers are a function of where they belong in the sequence,
 /// not of where they lie in memory: a kernel that reads the wrong place gets the wrong numbers.
 namespace longspan::cuda::bench {
-
-/// Device memory of one type.
-template <class T>
-class DeviceArray {
- public:
-  explicit DeviceArray(size_t size) : size_(size) {
-    CUDA_CHECK(cudaMalloc(&data_, std::max<size_t>(size, 1) * sizeof(T)));
-  }
-  explicit DeviceArray(const std::vector<T>& from) : DeviceArray(from.size()) {
-    CUDA_CHECK(cudaMemcpy(data_, from.data(), size_ * sizeof(T), cudaMemcpyHostToDevice));
-  }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-  ~DeviceArray() { cudaFree(data_); }
-
-  T* get() const { return data_; }
-  size_t size() const { return size_; }
-  std::vector<T> download() const {
-    std::vector<T> to(size_);
-    CUDA_CHECK(cudaMemcpy(to.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost));
-    return to;
-  }
-
- private:
-  T* data_ = nullptr;
-  size_t size_ = 0;
-};
 
 struct Seq {
   int64_t num_rows = 0;
@@ -63,19 +38,6 @@ struct Shape {
   int num_layers = 1;
   KvFormat format = KvFormat::kNative;
 };
-
-/// A number of [-1, 1) that depends on every argument; what: 0 query, 1 key, 2 value.
-__host__ __device__ inline float number(uint32_t what, uint32_t seq, uint32_t token, uint32_t head,
-                                        uint32_t col) {
-  uint32_t h = what * 0x9e3779b9U;
-  for (const uint32_t x : {seq, token, head, col}) {
-    h = (h ^ x) * 0x85ebca6bU;
-    h ^= h >> 15;
-  }
-  h *= 0xc2b2ae35U;
-  h ^= h >> 16;
-  return static_cast<float>(h >> 8) * 0x1p-23F - 1.0F;
-}
 
 /// What a code stands for, as attention takes it; int4 and native numbers are rounded to bfloat16.
 template <KvElement element>

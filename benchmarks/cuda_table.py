@@ -72,6 +72,13 @@ def attention_int8(lines: str) -> Iterator[Row]:
         yield what, f"{ours:.0f} TFLOP/s", f"bfloat16 {native:.0f}", *parts
 
 
+def attention_error(lines: str) -> Iterator[Row]:
+    for row in map(json.loads, re.findall(r"^\{.*\}$", lines, re.M)):
+        what = f"error of attention, {row['keys']:,} keys, {row['format']}, {row['kernel']}"
+        rms, worst = (f"{row[name]:.4f} of {row[f'limit_{name}']:.4f}" for name in ("rms", "worst"))
+        yield what, f"rms {rms}", f"worst {worst}", "", "", mark(row["ok"])
+
+
 def decode(lines: str) -> Iterator[Row]:
     rates = {
         name.strip(): float(rate)
@@ -125,6 +132,7 @@ READERS = {
     "cuda_small_decode.json": (True, small_decode),
     "cuda_attention.json": (True, attention),
     "cuda_attention_int8.txt": (False, attention_int8),
+    "cuda_attention_error.txt": (False, attention_error),
     "cuda_decode.txt": (False, decode),
     "cuda_linear.json": (True, linear),
     "cuda_retrieval.json": (True, retrieval),

@@ -143,7 +143,7 @@ __device__ void compute(const AttentionArgs& args, Shared& shared, int consumer)
     const int buffer = t % 2;
     mbarrier_wait_amid(smem_address(&shared.query_turns.full[buffer][consumer]), t / 2 % 2);
     const Rows rows = shared.query_turns.rows[buffer][consumer];
-    if (rows.num_steps == 0) return;
+    if (rows.num_keys == 0) return;
     const Int8Queries q(shared.queries[buffer][consumer]);
 
     using Weights = uint32_t[kKeys / 16][4];
@@ -152,7 +152,7 @@ __device__ void compute(const AttentionArgs& args, Shared& shared, int consumer)
     Int8Sums sums[2];  // of a step's panels
     Weights p[2];
     Int8Softmax softmax;
-    int step = rows.num_steps - 1;
+    int step = rows.num_steps() - 1;
     int held = kNone;  // the slot of values that are being added up
 
     const auto multiply_keys = [&](int slot, int panel) {
@@ -181,7 +181,7 @@ __device__ void compute(const AttentionArgs& args, Shared& shared, int consumer)
       wgmma_fence();
       multiply_keys(key_slot, 0);
       multiply_keys(key_slot, 1);
-      if (step < rows.num_steps - 1) {
+      if (step < rows.num_steps() - 1) {
         held = next_values();
         pin(p[0]);
         wgmma_fence();
@@ -192,17 +192,16 @@ __device__ void compute(const AttentionArgs& args, Shared& shared, int consumer)
       pin(sums[0]);
       pin(sums[1]);
       pin(o);
-      __syncwarp();  // all lanes have read step_keys
-      release(keys_empty, key_slot);
-      if (held != kNone) release(values_empty, held);
-      held = kNone;
 #pragma unroll
       for (int panel = 0; panel < 2; ++panel) {
         const int first_key = step * kKeys + panel * kPanelTokens;
         mask_sums(sums[panel], rows.position + thread_row - first_key,
                   rows.num_keys - 1 - first_key);
       }
-      begin_step(step_keys);
+      begin_step(step_keys);  // a vote in it says that all lanes have read step_keys
+      release(keys_empty, key_slot);
+      if (held != kNone) release(values_empty, held);
+      held = kNone;
 #pragma unroll
       for (int panel = 0; panel < 2; ++panel) softmax.weigh<true>(sums[panel], panel, p[0]);
       pin(p[0]);

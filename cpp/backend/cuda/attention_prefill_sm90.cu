@@ -152,7 +152,7 @@ __device__ void compute(const AttentionArgs& args, Shared<S>& shared, int consum
     const int buffer = t % 2;
     mbarrier_wait_amid(smem_address(&shared.query_turns.full[buffer][consumer]), t / 2 % 2);
     const Rows rows = shared.query_turns.rows[buffer][consumer];
-    if (rows.num_steps == 0) return;
+    if (rows.num_keys == 0) return;
     const Queries<S> q(shared.queries[buffer][consumer]);
     const float scale_log2[2] = {rows.scale_log2, rows.scale_log2};
 
@@ -161,7 +161,7 @@ __device__ void compute(const AttentionArgs& args, Shared<S>& shared, int consum
     uint32_t p[kKeys / 16][4];
     float factor[2];
     RunningSoftmax softmax;
-    int step = rows.num_steps - 1;
+    int step = rows.num_steps() - 1;
     const auto mask = [&] {
       const int sees[2] = {rows.sees(args.plan.context, thread_row) - step * kKeys,
                            rows.sees(args.plan.context, thread_row + 8) - step * kKeys};

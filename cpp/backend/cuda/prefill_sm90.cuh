@@ -26,21 +26,25 @@ struct PrefillShape {
   static constexpr int kQueryBytes = 64 * head_dim * 2;  // of a consumer
 };
 
-/// What a consumer must know of its 64 rows.
+/// What a consumer must know of its 64 rows. Where 8 bytes more move the barriers behind it, the
+/// kernel of bytes is 5 % slower.
 struct Rows {
-  int32_t num_steps;   ///< tiles of keys to go through, the last first; 0: no more work
-  int32_t num_rows;    ///< to be written
-  int32_t position;    ///< of the first row
-  int32_t num_keys;    ///< of the tile
-  int64_t out;         ///< offset of the first row in elements
-  int64_t log_sum_exp;
+  int64_t out;          ///< offset of the first row in elements
+  int64_t log_sum_exp;  ///< the same
+  int32_t num_keys;     ///< of the tile; 0: no more work
+  int32_t num_rows;     ///< to be written
+  int32_t position;     ///< of the first row
   float scale_log2;
+
+  /// Tiles of keys to go through, the last first.
+  __device__ int num_steps() const { return (num_keys + kKeys - 1) / kKeys; }
 
   /// Keys of the tile that row r sees.
   __device__ int sees(const ContextShard& context, int r) const {
     return min(context.keys(position + r + 1), num_keys);
   }
 };
+static_assert(sizeof(Rows) == 32);
 
 /// In shared memory, the bfloat16 queries of each consumer, [kPanels][64][64] in the 128-byte
 /// swizzle, of two tiles in turn.
@@ -120,7 +124,6 @@ __device__ void bring_queries(const AttentionArgs& args, const PrefillWorkSm90& 
       const Tile tile = tile_of<S>(args, work.tiles[begin + t], rank);
       const int row = tile.row + 64 * consumer;
       rows.num_keys = tile.num_keys;
-      rows.num_steps = (tile.num_keys + kKeys - 1) / kKeys;
       rows.num_rows = max(0, min(64, tile.seq.num_rows - row));
       rows.position = static_cast<int>(tile.seq.first_position) + row;
       rows.out = (tile.seq.first_row + row) * args.out_stride + tile.head * S::kHeadDim;

@@ -97,8 +97,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
     // Keys of the span that the lane's two pairs see, and those that every pair sees.
     const auto visible = [&](int pair) {
-      const int position =
-          static_cast<int>(seq.first_position) + (span.first_pair + pair) / group;
+      const int position = static_cast<int>(seq.first_position) + (span.first_pair + pair) / group;
       return max(0, min(span.num_keys, args.plan.context.keys(position + 1) - span.first_key));
     };
     const int visible_here[2] = {visible(min(lane / 4, span.num_pairs - 1)),

@@ -177,9 +177,9 @@ class SliceLoader {
   int unit_;
   int key_ = 0;  // first of the warp's next slice, and the end of the span
   int end_ = 0;
-  int slice_end_ = 0;    // of the slice whose values come next
-  int num_old_ = 0;      // keys of the sequence before this step's
-  int64_t block_ = 0;    // where key_ lies
+  int slice_end_ = 0;  // of the slice whose values come next
+  int num_old_ = 0;    // keys of the sequence before this step's
+  int64_t block_ = 0;  // where key_ lies
   const int32_t* table_ = nullptr;
   const char* head_ = nullptr;  // the span's KV head in block 0
   const char* from_ = nullptr;  // and in the block of the slice on its way

@@ -218,20 +218,19 @@ def report(record: dict[str, Any]) -> None:
         words = f"{name:28} {value:10.4g} {unit}"
         print(words + (f"   floor {floor:.4g} ({floor / value:.0%})" if floor else ""), flush=True)
 
-    one = record.get("passkey") or {"complete": False}
-    if "passkey" in record and not one["complete"]:
-        print(f"stopped after {one['prefilled_tokens']:,} of {one['prompt_tokens']:,} tokens")
-    if "passkey" in record:
+    if one := record.get("passkey"):
+        if not one["complete"]:
+            print(f"stopped after {one['prefilled_tokens']:,} of {one['prompt_tokens']:,} tokens")
         line("prefill", one["prefill_s"], "s", one["prefill_floor_s"])
         ceiling = record["ceiling"]["flops"] * 1e-12
         line("prefill rate", one["prefill_tflops"], f"TFLOP/s, ceiling {ceiling:.0f}")
-    if one["complete"]:
-        line("decode", 1e3 * one["decode_s_per_token"], "ms/token", 1e3 * one["decode_floor_s"])
-        line(
-            "pipe([prompt]) to answer",
-            one["answer_s"],
-            f"s less {one['tokenize_s']:.2f} s to encode",
-        )
+        if one["complete"]:
+            line("decode", 1e3 * one["decode_s_per_token"], "ms/token", 1e3 * one["decode_floor_s"])
+            line(
+                "pipe([prompt]) to answer",
+                one["answer_s"],
+                f"s less {one['tokenize_s']:.2f} s to encode",
+            )
     if (ppl := record.get("get_ppl")) and ppl["complete"]:
         line(f"get_ppl of {ppl['tokens']:,}", ppl["seconds"], "s", ppl["floor_s"])
     gib = 1 / 2**30

@@ -71,6 +71,28 @@ def free_torch_memory() -> None:
     torch.cuda.empty_cache()
 
 
+def gpu_times(run: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of `run` in which the GPU runs kernels, and from its first kernel to its last, by
+    CUPTI's timeline."""
+    import torch
+
+    # Sees the kernels of the whole process, not torch's alone.
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+    spans = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in profile.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    )
+    if not spans:
+        raise RuntimeError("expected kernels in the profile of a run, got none")
+    busy, end = 0.0, spans[0][0]
+    for begin, finish in spans:
+        busy += max(0.0, finish - max(begin, end))
+        end = max(end, finish)
+    return busy * 1e-6, (end - spans[0][0]) * 1e-6
+
+
 class Floors:
     """What no implementation avoids: FLOPs of linears and of causal attention, bytes of weights and
     cached keys and values."""
@@ -185,23 +207,8 @@ class Job:
 
     def idle_share(self, tokens: int) -> float:
         """The share of a prefill, from its first kernel to its last, in which the GPU runs none."""
-        import torch
-
-        # Sees the kernels of the whole process, not torch's alone.
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            self.run(tokens, 1)
-        spans = sorted(
-            (event.time_range.start, event.time_range.end)
-            for event in profile.events()
-            if event.device_type == torch.autograd.DeviceType.CUDA
-        )
-        if not spans:
-            raise RuntimeError("expected kernels in the profile of a prefill, got none")
-        idle, end = 0.0, spans[0][1]
-        for begin, finish in spans:
-            idle += max(0.0, begin - end)
-            end = max(end, finish)
-        return idle / (end - spans[0][0])
+        busy, whole = gpu_times(lambda: self.run(tokens, 1))
+        return 1.0 - busy / whole
 
     def batch_rate(self, tokens: int, batch: int) -> float:
         """Decoded tokens/s of all sequences together, prefills taken off."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cuda_reference_job import free_torch_memory, machine_rates
+from cuda_reference_job import free_torch_memory, gpu_times, machine_rates
 from longspan.smollm2 import gguf_path
 
 BATCHES = (1, 8)
@@ -50,21 +50,7 @@ class Decode:
 
     def busy_s(self, batch: int) -> float:
         """Seconds of a step in which the GPU runs kernels."""
-        import torch
-
-        # Sees the kernels of the whole process, not torch's alone.
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            self.step_s(batch)
-        spans = sorted(
-            (event.time_range.start, event.time_range.end)
-            for event in profile.events()
-            if event.device_type == torch.autograd.DeviceType.CUDA
-        )
-        busy, end = 0.0, 0.0
-        for start, finish in spans:
-            busy += max(0.0, finish - max(start, end))
-            end = max(end, finish)
-        return busy * 1e-6 / NEW_TOKENS
+        return gpu_times(lambda: self.step_s(batch))[0] / NEW_TOKENS
 
 
 def main() -> int:

@@ -99,45 +99,40 @@ class Oracle:
         logits, total = [], 0.0
         with torch.inference_mode():
             for start in range(0, len(ids), CHUNK):
-                part = torch.tensor(ids[start : start + CHUNK])
-                place = torch.arange(start, start + len(part))
-                hidden = self.model.model(
-                    input_ids=part[None],
-                    position_ids=place[None],
-                    past_key_values=cache,
-                    use_cache=True,
-                ).last_hidden_state[0]
-                rows = [p - start for p in wanted if start <= p < start + len(part)]
+                hidden = self._hidden(ids[start : start + CHUNK], start, cache)
+                rows = [p - start for p in wanted if start <= p < start + len(hidden)]
                 logits.append(self.model.lm_head(hidden[rows]).float().numpy())
                 if nll:
-                    targets = torch.tensor(ids[start + 1 : start + 1 + len(part)]).long()
+                    targets = torch.tensor(ids[start + 1 : start + 1 + len(hidden)]).long()
                     total += self._nll(hidden[: len(targets)], targets)
         return np.concatenate(logits), total
 
     def greedy(self, ids: list[int], count: int, length: int, factor: float = 0.0) -> list[int]:
         """The `count` likeliest tokens in turn, under the profile of `length` tokens, on the device
         that the model is on."""
-        device = self.model.device
-        self.rotary.inv_freq = inverse_frequencies(self.config, length, factor).to(device)
+        frequencies = inverse_frequencies(self.config, length, factor)
+        self.rotary.inv_freq = frequencies.to(self.model.device)
         cache = DynamicCache()
         drawn: list[int] = []
         with torch.inference_mode():
-            parts = [ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK)]
-            done = 0
+            for start in range(0, len(ids), CHUNK):
+                hidden = self._hidden(ids[start : start + CHUNK], start, cache)
             while len(drawn) < count:
-                part = torch.tensor(parts.pop(0), device=device)
-                place = torch.arange(done, done + len(part), device=device)
-                done += len(part)
-                hidden = self.model.model(
-                    input_ids=part[None],
-                    position_ids=place[None],
-                    past_key_values=cache,
-                    use_cache=True,
-                ).last_hidden_state[0, -1:]
-                if not parts:
-                    drawn.append(int(self.model.lm_head(hidden)[0].argmax()))
-                    parts.append(drawn[-1:])
+                if drawn:
+                    hidden = self._hidden(drawn[-1:], len(ids) + len(drawn) - 1, cache)
+                drawn.append(int(self.model.lm_head(hidden[-1]).argmax()))
         return drawn
+
+    def _hidden(self, ids: list[int], start: int, cache: DynamicCache) -> torch.Tensor:
+        """[len(ids), hidden_size] of tokens from position `start` on, of which the cache has all
+        before."""
+        part = torch.tensor(ids, device=self.model.device)
+        return self.model.model(
+            input_ids=part[None],
+            position_ids=torch.arange(start, start + len(part), device=part.device)[None],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[0]
 
     def _nll(self, hidden: torch.Tensor, targets: torch.Tensor) -> float:
         """Sums in float64: torch's float32 cross entropy is off by 1e-5 a token, always the same

@@ -52,7 +52,7 @@ def prefill_floor(floors: Floors, tokens: int, args: argparse.Namespace) -> floa
     flops = floors.flops(tokens)
     if args.prefill_attention == "int8":
         flops -= floors.pair_flops * tokens * tokens / 2 / 4
-    return flops / CEILING
+    return flops / floors.rates["bf16_product_flops"]
 
 
 class GpuMemory:
@@ -201,14 +201,16 @@ def score(pipe: Any, prompt: str, args: argparse.Namespace, watch: Watch) -> dic
     except OutOfTime:
         return {"complete": False, "tokens": len(ids), "prefilled_tokens": watch.last.prefill_done}
     seconds = time.perf_counter() - begin
-    flops = watch.floors.flops(len(ids)) + 2 * watch.floors.head * len(ids)
+    floors = watch.floors
+    scoring = 2 * floors.head * len(ids)
+    flops = floors.flops(len(ids)) + scoring
     return {
         "complete": True,
         "tokens": len(ids),
         "seconds": seconds,
         "tflops": flops / seconds * 1e-12,
-        "floor_s": prefill_floor(watch.floors, len(ids), args)
-        + 2 * watch.floors.head * len(ids) / CEILING,
+        "floor_s": prefill_floor(floors, len(ids), args)
+        + scoring / floors.rates["bf16_product_flops"],
         "mean_nll": perplexity.mean_nll,
     }
 

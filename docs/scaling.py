@@ -41,7 +41,7 @@ WORDS = {
     "attention": "attention",
     "products": "products",
     "rows": "small kernels",
-    "ranks": "all-reduces",
+    "ranks": "sums over ranks",
 }
 
 

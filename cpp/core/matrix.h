@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -20,10 +21,14 @@ struct MatrixView {
     return static_cast<T*>(data) + r * stride;
   }
 
+  /// A row of any dtype, cols * size_of(dtype) bytes.
+  std::byte* row_bytes(int64_t r) const {
+    return static_cast<std::byte*>(data) + r * stride * size_of(dtype);
+  }
+
   /// Rows [begin, begin + count).
   MatrixView rows_from(int64_t begin, int64_t count) const {
-    auto* bytes = static_cast<char*>(data) + begin * stride * size_of(dtype);
-    return {bytes, dtype, count, cols, stride};
+    return {row_bytes(begin), dtype, count, cols, stride};
   }
 
   /// Columns [begin, begin + count).

@@ -11,6 +11,7 @@
 #include "engine/memory_plan.h"
 #include "engine/plan_remedies.h"
 #include "engine/step_cost.h"
+#include "model/row_split.h"
 
 namespace longspan {
 namespace {
@@ -82,7 +83,8 @@ CostParts CostModel::chunk(int64_t rows, int64_t position) const {
   const double norms = 2 * real(hidden) * (2 * kF32 + 2 * kBf16);
   const double rotation = real(qkv_features()) * 2 * kBf16;
   const double silu = real(inner) * 3 * kBf16;
-  const double row_bytes = real(rows) * (norms + rotation + silu);
+  const int64_t parts = RowSplit::splits(rows, config_.tp) ? config_.tp : 1;
+  const double row_bytes = real(rows) * (norms / real(parts) + rotation + silu);
   CostParts layer;
   layer.products = product_seconds(rows, qkv_features(), hidden) +
                    product_seconds(rows, hidden, q) + product_seconds(rows, 2 * inner, hidden) +
@@ -138,15 +140,20 @@ double CostModel::attention_seconds(int64_t rows, int64_t position) const {
 }
 
 /// What the ranks tell each other in a step: the embedding's rows in float32, then two sums of
-/// rows a layer, and with context shards the log-sum-exps of every rank's heads.
+/// rows a layer, and with context shards the log-sum-exps of every rank's heads. A sum of rows that
+/// are split is a reduce-scatter and, once they are normed, an all-gather.
 double CostModel::ranks_seconds(int64_t rows) const {
   if (config_.tp == 1) return 0;
   const double values = real(rows) * real(model_.hidden_size);
-  double layer = 2 * all_reduce_seconds(kBf16 * values);
+  const double gather = collective_seconds(kBf16 * values, 1);
+  const bool split = RowSplit::splits(rows, config_.tp);
+  double layer = 2 * (split ? 2 * gather : all_reduce_seconds(kBf16 * values));
   if (config_.cp > 1) {
     layer += collective_seconds(kF32 * real(rows * shard_.q_heads.size()) * config_.tp, 1);
   }
-  return all_reduce_seconds(kF32 * values) + real(model_.num_layers) * layer;
+  const double embedding =
+      split ? collective_seconds(kF32 * values, 1) + gather : all_reduce_seconds(kF32 * values);
+  return embedding + real(model_.num_layers) * layer;
 }
 
 double CostModel::all_reduce_seconds(double bytes) const { return collective_seconds(bytes, 2); }

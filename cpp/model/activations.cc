@@ -1,5 +1,7 @@
 #include "model/activations.h"
 
+#include "model/row_split.h"
+
 namespace longspan {
 namespace {
 
@@ -11,9 +13,10 @@ void for_each_matrix(const ActivationShape& s, const BackendSizes& backend, cons
   const DType act = backend.activation_dtype();
   const DType out = backend.output_dtype();
   const DType acc = backend.accumulator_dtype();
-  visit(&Activations::residual, s.tokens, s.hidden, acc);
-  visit(&Activations::delta, s.tokens, s.hidden, out);
-  visit(&Activations::normed, s.tokens, s.hidden, act);
+  const int64_t split_rows = RowSplit::capacity(s.tokens, s.ranks);
+  visit(&Activations::residual, split_rows, s.hidden, acc);
+  visit(&Activations::delta, split_rows, s.hidden, out);
+  visit(&Activations::normed, split_rows, s.hidden, act);
   visit(&Activations::qkv, s.tokens, s.qkv, out);
   visit(&Activations::q, s.tokens, s.q, act);
   visit(&Activations::attention, s.tokens, s.q, act);

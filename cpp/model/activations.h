@@ -35,9 +35,11 @@ class Activations {
   static int64_t bytes(const ActivationShape& shape, const BackendSizes& backend);
 
   // "act" enters linears, "out" leaves them within a layer, "acc" is summed in.
-  MatrixView residual;   ///< acc [T, hidden]: the stream every block adds to
-  MatrixView delta;      ///< out [T, hidden]: a block's output, not yet added
-  MatrixView normed;     ///< act [T, hidden]
+  // Up to a multiple of the ranks:
+  MatrixView residual;  ///< acc [T, hidden]: the stream every block adds to
+  MatrixView delta;     ///< out [T, hidden]: a block's output, not yet added
+  MatrixView normed;    ///< act [T, hidden]
+
   MatrixView qkv;        ///< out [T, qkv]
   MatrixView q;          ///< act [T, q], rotated
   MatrixView attention;  ///< act [T, q]

@@ -3,6 +3,8 @@
 #include <utility>
 #include <vector>
 
+#include "model/row_split.h"
+
 namespace longspan {
 namespace {
 
@@ -43,7 +45,6 @@ bool Decoder::forward(const StepInput& input, const KvCache& cache, bool cache_o
 bool Decoder::run_layers(int64_t tokens, const KvCache& cache, bool cache_only,
                          const LayerCallback& after_layer) {
   const auto rows = [tokens](const MatrixView& m) { return m.rows_from(0, tokens); };
-  const MatrixView residual = rows(activations_.residual);
   const MatrixView delta = rows(activations_.delta);
   const MatrixView normed = rows(activations_.normed);
   const MatrixView qkv = rows(activations_.qkv);
@@ -53,26 +54,38 @@ bool Decoder::run_layers(int64_t tokens, const KvCache& cache, bool cache_only,
   const MatrixView inner = rows(activations_.inner);
   const auto eps = static_cast<float>(config_.rms_norm_eps);
 
-  backend_.embedding(*plan_, *weights_.embedding, first_token(), residual);
-  communicator_.all_reduce(residual);   // each token's row is with one rank, zero elsewhere
+  const RowSplit split(communicator_, tokens);
+  const MatrixView own_residual = split.own(activations_.residual);
+  const MatrixView own_delta = split.own(activations_.delta);
+  const auto add_and_norm = [&](const MatrixView* block, const Buffer& weight) {
+    if (own_residual.rows > 0) {
+      backend_.rms_norm(block, own_residual, weight, eps, split.own(activations_.normed));
+    }
+    split.gather(activations_.normed);
+  };
+
+  backend_.embedding(*plan_, *weights_.embedding, first_token(), rows(activations_.residual));
+  split.sum(activations_.residual);     // each token's row is with one rank, zero elsewhere
   const MatrixView* pending = nullptr;  // a block's output, added by the norm that follows
   for (int64_t i = 0; i < config_.num_layers; ++i) {
     const LayerWeights& layer = weights_.layers[static_cast<size_t>(i)];
-    backend_.rms_norm(pending, residual, layer.input_norm, eps, normed);
+    add_and_norm(pending, layer.input_norm);
     layer.qkv->forward(backend_, normed, qkv);
     const QkNorm norm{layer.q_norm, layer.k_norm, eps};
     backend_.rotate_append(*plan_, i, qkv, config_.qk_norm ? &norm : nullptr, cache, q);
     if (cache_only && i + 1 == config_.num_layers) return after_layer(i + 1);
     attend(i, q, cache, attention);
-    layer.o->forward(backend_, communicator_, attention, delta);
-    backend_.rms_norm(&delta, residual, layer.post_attention_norm, eps, normed);
+    layer.o->forward(backend_, attention, delta);
+    split.sum(activations_.delta);
+    add_and_norm(&own_delta, layer.post_attention_norm);
     layer.gate_up->forward_silu_mul(backend_, normed, gate_up, inner);
-    layer.down->forward(backend_, communicator_, inner, delta);
-    pending = &delta;
+    layer.down->forward(backend_, inner, delta);
+    split.sum(activations_.delta);
+    pending = &own_delta;
     backend_.end_layer(*plan_);
     if (!after_layer(i + 1)) return false;
   }
-  backend_.rms_norm(pending, residual, weights_.final_norm, eps, normed);
+  add_and_norm(pending, weights_.final_norm);
   return true;
 }
 

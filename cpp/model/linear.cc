@@ -25,10 +25,8 @@ void ColumnParallelLinear::forward_silu_mul(Backend& backend, const MatrixView& 
 RowParallelLinear::RowParallelLinear(Backend& backend, const LinearTensors& tensors)
     : packed_(backend.pack_linear(tensors.parts, tensors.bias)) {}
 
-void RowParallelLinear::forward(Backend& backend, Communicator& communicator, const MatrixView& x,
-                                const MatrixView& y) const {
+void RowParallelLinear::forward(Backend& backend, const MatrixView& x, const MatrixView& y) const {
   backend.linear(x, *packed_, y);
-  communicator.all_reduce(y);
 }
 
 }  // namespace longspan

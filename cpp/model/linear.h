@@ -5,7 +5,6 @@
 
 #include "backend/backend.h"
 #include "model/architecture.h"
-#include "parallel/communicator.h"
 
 namespace longspan {
 
@@ -24,14 +23,13 @@ class ColumnParallelLinear {
   std::unique_ptr<PackedLinear> packed_;
 };
 
-/// A linear whose inputs are split over the ranks; the outputs are summed over them.
+/// A linear whose inputs are split over the ranks; the outputs are to be summed over them.
 class RowParallelLinear {
  public:
   /// tensors: this rank's columns; a bias with one rank only.
   RowParallelLinear(Backend& backend, const LinearTensors& tensors);
-  /// x: act [T, this rank's inputs]; y: out [T, out].
-  void forward(Backend& backend, Communicator& communicator, const MatrixView& x,
-               const MatrixView& y) const;
+  /// x: act [T, this rank's inputs]; y: out [T, out], of all rows this rank's part of the sums.
+  void forward(Backend& backend, const MatrixView& x, const MatrixView& y) const;
 
  private:
   std::unique_ptr<PackedLinear> packed_;

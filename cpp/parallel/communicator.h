@@ -28,6 +28,14 @@ class Communicator {
   /// out or acc dtype.
   virtual void all_reduce(const MatrixView& matrix) = 0;
 
+  /// Replaces the elements of rank r's rows, the r-th of size() equal parts, by their sums over the
+  /// ranks, added in the same order every time; what the other rows hold then is undefined. rows: a
+  /// multiple of size(). out or acc dtype.
+  virtual void reduce_scatter(const MatrixView& matrix) = 0;
+
+  /// Gives each rank's rows, dealt out as in reduce_scatter(), to all. Any dtype.
+  virtual void all_gather(const MatrixView& matrix) = 0;
+
   /// Puts the ranks' columns side by side: rank r's `mine`, [R, share_of(all.cols, r, size())],
   /// become those columns of every rank's `all`. For one rank both are the same matrix. acc dtype.
   virtual void all_gather(const MatrixView& mine, const MatrixView& all) = 0;

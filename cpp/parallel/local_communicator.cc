@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstring>
 
 #include "core/check.h"
 #include "parallel/communicator.h"
@@ -33,7 +34,32 @@ class LocalCommunicator final : public Communicator {
     group_->barrier.wait();
     // Each rank adds up a share of the columns and hands the sums to all.
     const Share cols = share_of(matrix.cols, rank_, size());
-    for (int64_t row = 0; row < matrix.rows; ++row) add_up(row, cols);
+    for (int64_t row = 0; row < matrix.rows; ++row) add_up(row, cols, group_->slots);
+    group_->barrier.wait();
+  }
+
+  void reduce_scatter(const MatrixView& matrix) override {
+    own().matrix = matrix;
+    group_->barrier.wait();
+    const Share rows = share_of(matrix.rows, rank_, size());
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      add_up(row, {0, matrix.cols}, {&own(), 1});
+    }
+    group_->barrier.wait();
+  }
+
+  void all_gather(const MatrixView& matrix) override {
+    own().matrix = matrix;
+    group_->barrier.wait();
+    const auto row_bytes = static_cast<size_t>(matrix.cols * size_of(matrix.dtype));
+    for (int r = 0; r < size(); ++r) {
+      if (r == rank_) continue;
+      const MatrixView& from = group_->slots[static_cast<size_t>(r)].matrix;
+      const Share rows = share_of(matrix.rows, r, size());
+      for (int64_t row = rows.begin; row < rows.end; ++row) {
+        std::memcpy(matrix.row_bytes(row), from.row_bytes(row), row_bytes);
+      }
+    }
     group_->barrier.wait();
   }
 
@@ -94,7 +120,8 @@ class LocalCommunicator final : public Communicator {
  private:
   LocalGroup::Slot& own() { return group_->slots[static_cast<size_t>(rank_)]; }
 
-  void add_up(int64_t row, Share cols) {
+  /// Gives the sums over the ranks of these columns of a row to those of `to`.
+  void add_up(int64_t row, Share cols, std::span<const LocalGroup::Slot> to) {
     // Columns of a row at a time, so that the sums stay in registers.
     constexpr int64_t kCols = 64;
     for (int64_t col = cols.begin; col < cols.end; col += kCols) {
@@ -104,7 +131,7 @@ class LocalCommunicator final : public Communicator {
         const float* from = slot.matrix.row<const float>(row) + col;
         for (int64_t i = 0; i < count; ++i) sums[i] += from[i];
       }
-      for (const LocalGroup::Slot& slot : group_->slots) {
+      for (const LocalGroup::Slot& slot : to) {
         std::copy_n(sums, count, slot.matrix.row<float>(row) + col);
       }
     }

@@ -10,6 +10,8 @@ class SingleCommunicator final : public Communicator {
   int rank() const override { return 0; }
   int size() const override { return 1; }
   void all_reduce(const MatrixView&) override {}
+  void reduce_scatter(const MatrixView&) override {}
+  void all_gather(const MatrixView&) override {}
   void all_gather(const MatrixView&, const MatrixView&) override {}
   void broadcast(std::vector<std::byte>&) override {}
   void all_gather(std::span<const std::byte> mine, std::span<std::byte> all) override {

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <utility>
 
 #include "core/check.h"
@@ -51,17 +52,36 @@ class TcpCommunicator final : public Communicator {
   void all_reduce(const MatrixView& matrix) override {
     guarded([&] {
       std::vector<float> sums = packed(matrix);
-      if (rank_ == 0) {
-        std::vector<float> theirs(sums.size());
-        for_each_other([&](const Socket& peer) {
-          peer.receive(std::as_writable_bytes(std::span(theirs)));
-          for (size_t i = 0; i < sums.size(); ++i) sums[i] += theirs[i];
-        });
-      } else {
-        peers_[0].send(std::as_bytes(std::span(sums)));
-      }
+      add_up(sums);
       share(std::as_writable_bytes(std::span(sums)));
       unpack(sums, matrix);
+    });
+  }
+
+  void reduce_scatter(const MatrixView& matrix) override {
+    guarded([&] {
+      std::vector<float> sums = packed(matrix);
+      add_up(sums);
+      deal_out(std::as_writable_bytes(std::span(sums)));
+      unpack(sums, matrix);
+    });
+  }
+
+  void all_gather(const MatrixView& matrix) override {
+    guarded([&] {
+      const auto row_bytes = static_cast<size_t>(matrix.cols * size_of(matrix.dtype));
+      std::vector<std::byte> whole(static_cast<size_t>(matrix.rows) * row_bytes);
+      const auto each_row = [&](Share rows, const auto& visit) {
+        for (int64_t row = rows.begin; row < rows.end; ++row) {
+          visit(matrix.row_bytes(row), whole.data() + static_cast<size_t>(row) * row_bytes);
+        }
+      };
+      each_row(share_of(matrix.rows, rank_, size()),
+               [&](const std::byte* from, std::byte* to) { std::memcpy(to, from, row_bytes); });
+      collect(whole);
+      share(whole);
+      each_row({0, matrix.rows},
+               [&](std::byte* to, const std::byte* from) { std::memcpy(to, from, row_bytes); });
     });
   }
 
@@ -104,15 +124,8 @@ class TcpCommunicator final : public Communicator {
 
   void all_gather(std::span<const std::byte> mine, std::span<std::byte> all) override {
     guarded([&] {
-      const auto piece = [&](int r) {
-        return all.subspan(static_cast<size_t>(r) * mine.size(), mine.size());
-      };
-      std::ranges::copy(mine, piece(rank_).begin());
-      if (rank_ == 0) {
-        for (int r = 1; r < size(); ++r) peers_[static_cast<size_t>(r)].receive(piece(r));
-      } else {
-        peers_[0].send(mine);
-      }
+      std::ranges::copy(mine, part(all, rank_).begin());
+      collect(all);
       share(all);
     });
   }
@@ -194,6 +207,34 @@ class TcpCommunicator final : public Communicator {
   template <class Visit>
   void for_each_other(const Visit& visit) const {
     for (size_t r = 1; r < peers_.size(); ++r) visit(peers_[r]);
+  }
+
+  /// Rank r's part of what has one of the same size for every rank.
+  std::span<std::byte> part(std::span<std::byte> all, int r) const {
+    const size_t each = all.size() / peers_.size();
+    return all.subspan(static_cast<size_t>(r) * each, each);
+  }
+
+  /// Brings every rank's part to rank 0.
+  void collect(std::span<std::byte> all) const {
+    if (rank_ != 0) return peers_[0].send(part(all, rank_));
+    for (int r = 1; r < size(); ++r) peers_[static_cast<size_t>(r)].receive(part(all, r));
+  }
+
+  /// Gives every rank its part of what rank 0 has.
+  void deal_out(std::span<std::byte> all) const {
+    if (rank_ != 0) return peers_[0].receive(part(all, rank_));
+    for (int r = 1; r < size(); ++r) peers_[static_cast<size_t>(r)].send(part(all, r));
+  }
+
+  /// Adds up on rank 0 what all have.
+  void add_up(std::vector<float>& values) const {
+    if (rank_ != 0) return peers_[0].send(std::as_bytes(std::span(values)));
+    std::vector<float> theirs(values.size());
+    for_each_other([&](const Socket& peer) {
+      peer.receive(std::as_writable_bytes(std::span(theirs)));
+      for (size_t i = 0; i < values.size(); ++i) values[i] += theirs[i];
+    });
   }
 
   /// Gives what rank 0 has to the others.

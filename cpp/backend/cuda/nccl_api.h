@@ -32,6 +32,8 @@ using CommGetAsyncError = Status (*)(Comm, Status*);
 using GetErrorString = const char* (*)(Status);
 using AllReduce = Status (*)(const void* send, void* receive, size_t count, int dtype, int op, Comm,
                              cudaStream_t);
+using ReduceScatter = Status (*)(const void* send, void* receive, size_t receive_count, int dtype,
+                                 int op, Comm, cudaStream_t);
 using AllGather = Status (*)(const void* send, void* receive, size_t send_count, int dtype, Comm,
                              cudaStream_t);
 

@@ -31,6 +31,7 @@ struct Api {
   nccl::CommGetAsyncError async_error;
   nccl::GetErrorString error_string;
   nccl::AllReduce all_reduce;
+  nccl::ReduceScatter reduce_scatter;
   nccl::AllGather all_gather;
 
   /// Throws BackendUnavailable where NCCL is not there or lacks one of them.
@@ -48,6 +49,7 @@ struct Api {
     find(async_error, "ncclCommGetAsyncError");
     find(error_string, "ncclGetErrorString");
     find(all_reduce, "ncclAllReduce");
+    find(reduce_scatter, "ncclReduceScatter");
     find(all_gather, "ncclAllGather");
   }
 };
@@ -120,11 +122,23 @@ class NcclCommunicator final : public Communicator {
   int size() const override { return host_->size(); }
 
   void all_reduce(const MatrixView& matrix) override {
-    // The gaps between rows are zeros, and stay so.
-    const auto count = static_cast<size_t>(matrix.rows * matrix.stride);
-    expect_success(api_->all_reduce(matrix.data, matrix.data, count, nccl_type(matrix.dtype),
-                                    nccl::kSum, living(), stream_),
+    expect_success(api_->all_reduce(matrix.data, matrix.data, elements(matrix),
+                                    nccl_type(matrix.dtype), nccl::kSum, living(), stream_),
                    "all-reduce");
+  }
+
+  void reduce_scatter(const MatrixView& matrix) override {
+    const MatrixView own = own_rows(matrix);
+    expect_success(api_->reduce_scatter(matrix.data, own.data, elements(own),
+                                        nccl_type(matrix.dtype), nccl::kSum, living(), stream_),
+                   "reduce-scatter");
+  }
+
+  void all_gather(const MatrixView& matrix) override {
+    const MatrixView own = own_rows(matrix);
+    expect_success(api_->all_gather(own.data, matrix.data, elements(own), nccl_type(matrix.dtype),
+                                    living(), stream_),
+                   "all-gather");
   }
 
   void all_gather(const MatrixView& mine, const MatrixView& all) override {
@@ -180,6 +194,14 @@ class NcclCommunicator final : public Communicator {
   }
 
  private:
+  /// With the gaps between rows, which are zeros, and stay so.
+  static size_t elements(const MatrixView& m) { return static_cast<size_t>(m.rows * m.stride); }
+
+  MatrixView own_rows(const MatrixView& m) const {
+    const Share rows = share_of(m.rows, rank(), size());
+    return m.rows_from(rows.begin, rows.size());
+  }
+
   nccl::Comm living() const {
     require<ParallelError>(comm_ != nullptr, "NCCL: expected a living group, got an aborted one");
     return comm_;
@@ -227,8 +249,11 @@ class NcclCommunicator final : public Communicator {
   /// planned.
   void warm_up() {
     for (int64_t bytes = 1024; bytes <= kStagingBytes; bytes *= 4) {
-      all_reduce({staging_.data(), DType::kF32, 1, bytes / 4, bytes / 4});
-      gather_staged(bytes / 4 / size());
+      const int64_t cols = bytes / 4 / size();
+      const MatrixView staged = {staging_.data(), DType::kF32, size(), cols, cols};
+      all_reduce(staged);
+      reduce_scatter(staged);
+      all_gather(staged);
     }
     cudaError_t status = cudaSuccess;
     while ((status = cudaStreamQuery(stream_)) == cudaErrorNotReady) check();

@@ -29,7 +29,7 @@ struct LONGSPAN_API CostParts {
   double products = 0;   ///< linear layers; in decode, reading their weights
   double attention = 0;  ///< in decode, reading keys and values
   double rows = 0;       ///< norms, rotation, SiLU and what else the small kernels of a layer take
-  double ranks = 0;      ///< all-reduces and gathers between ranks
+  double ranks = 0;      ///< sums and gathers between ranks
 
   double total() const { return products + attention + rows + ranks; }
   /// The name of the largest part.

@@ -54,7 +54,7 @@ std::vector<Case> cases() {
 EngineConfig config_of(int tp, int cp = 1) {
   EngineConfig config = test::small_config();
   config.device = "cpu";
-  config.max_prefill_token_num = 100;
+  config.max_prefill_token_num = 270;  // enough for steps whose rows are split
   config.tp = tp;
   config.cp = cp;
   return config;
@@ -78,7 +78,7 @@ Results results_of(Engine& engine) {
   logits.kind = RequestKind::kLogits;
   logits.logit_positions = {0, 63, 64, 129};
   results.logits = engine.run(logits).logits;
-  Request score = prompt_of(250, 0);  // a block for each of four ranks that share a context
+  Request score = prompt_of(290, 0);  // a block for each of four ranks that share a context
   score.kind = RequestKind::kScore;
   score.token_nll = true;
   results.token_nll = engine.run(score).token_nll;
@@ -139,13 +139,13 @@ TEST(TensorParallel, ResultsDependOnTheSizeAlone) {
     EngineConfig config = config_of(4, cp);
     config.max_prefill_token_num = chunk;
     config.num_threads = threads;
-    Request request = prompt_of(200, 0);
+    Request request = prompt_of(300, 0);
     request.kind = RequestKind::kLogits;
-    request.logit_positions = {0, 99, 199};
+    request.logit_positions = {0, 99, 299};
     return Engine::load(model.path(), config)->run(request).logits;
   };
   for (cp = 1; cp <= 4; cp *= 2) {
-    const std::vector<float> base = run(512, 1);
+    const std::vector<float> base = run(512, 1);  // rows are split, of smaller chunks not
     EXPECT_EQ(run(33, 5), base);
     EXPECT_EQ(run(100, 2), base);
   }
@@ -256,6 +256,8 @@ class Failing final : public Communicator {
   int rank() const override { return inner_->rank(); }
   int size() const override { return inner_->size(); }
   void all_reduce(const MatrixView& m) override { count(), inner_->all_reduce(m); }
+  void reduce_scatter(const MatrixView& m) override { count(), inner_->reduce_scatter(m); }
+  void all_gather(const MatrixView& m) override { count(), inner_->all_gather(m); }
   void all_gather(const MatrixView& mine, const MatrixView& all) override {
     count(), inner_->all_gather(mine, all);
   }

@@ -11,26 +11,6 @@
 namespace longspan {
 namespace {
 
-/// One rank of a group whose sums the test does itself.
-class FakeRank final : public Communicator {
- public:
-  FakeRank(int rank, int size) : rank_(rank), size_(size) {}
-  int rank() const override { return rank_; }
-  int size() const override { return size_; }
-  void all_reduce(const MatrixView&) override {}
-  void all_gather(const MatrixView&, const MatrixView&) override {}
-  void broadcast(std::vector<std::byte>&) override {}
-  void all_gather(std::span<const std::byte>, std::span<std::byte>) override {}
-  void gather(std::span<const std::byte>, std::vector<std::vector<std::byte>>&) override {}
-  void check() override {}
-  void fail(const std::string&) override {}
-  bool recover() override { return true; }
-
- private:
-  int rank_;
-  int size_;
-};
-
 /// A random float32 matrix that stays put.
 struct Matrix {
   Matrix(int64_t rows, int64_t cols) : values(static_cast<size_t>(rows * cols)), cols(cols) {
@@ -113,7 +93,6 @@ TEST_F(ParallelLinear, RowsOfAllRanksAddToTheWhole) {
   for (const int size : {1, 2, 3}) {
     std::vector<double> sum(kTokens * kOut, 0.0);
     for (int rank = 0; rank < size; ++rank) {
-      FakeRank communicator(rank, size);
       const LinearTensors columns = slice_cols(tensors_, share_of(kIn, rank, size), rank == 0);
       const RowParallelLinear linear(*backend_, columns);
       const int64_t share = kIn / size;
@@ -124,7 +103,7 @@ TEST_F(ParallelLinear, RowsOfAllRanksAddToTheWhole) {
         }
       }
       const Activation y(*backend_, kTokens, kOut);
-      linear.forward(*backend_, communicator, mine.view, y.view);
+      linear.forward(*backend_, mine.view, y.view);
       for (int64_t t = 0; t < kTokens; ++t) {
         for (int64_t i = 0; i < kOut; ++i) sum[t * kOut + i] += y.view.row<float>(t)[i];
       }

@@ -100,6 +100,56 @@ TEST_P(Group, AllReduceAddsInOrderOfRank) {
   }
 }
 
+TEST_P(Group, ReduceScatterAddsEachRanksRowsInOrderOfRank) {
+  const int size = GetParam().size;
+  const int64_t rows = 3 * size;
+  for (const int64_t cols : {1, 6, 200}) {
+    run([&](Communicator& ranks) {
+      for (int round = 0; round < 6; ++round) {
+        Matrix m(rows, cols);
+        for (int64_t i = 0; i < rows * cols; ++i) {
+          m.at(i / cols, i % cols) = value_of(ranks.rank() + round, i / cols, i % cols);
+        }
+        ranks.reduce_scatter(m.view);
+        for (int64_t row = 3 * ranks.rank(); row < 3 * ranks.rank() + 3; ++row) {
+          for (int64_t col = 0; col < cols; ++col) {
+            float sum = 0.0f;
+            for (int r = 0; r < size; ++r) sum += value_of(r + round, row, col);
+            ASSERT_EQ(m.at(row, col), sum) << size << " " << row << " " << col;
+          }
+        }
+        for (int64_t row = 0; row < rows; ++row) ASSERT_EQ(m.view.row<float>(row)[cols], -7.0f);
+      }
+    });
+  }
+}
+
+TEST_P(Group, AllGatherGivesEachRanksRowsToAll) {
+  const int size = GetParam().size;
+  const int64_t rows = 3 * size;
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    run([&](Communicator& ranks) {
+      constexpr int64_t kCols = 5;
+      constexpr int64_t kStride = 8;
+      const auto code = [](int64_t row, int64_t byte) {
+        return static_cast<std::byte>(row * 31 + byte);
+      };
+      std::vector<std::byte> bytes(static_cast<size_t>(rows * kStride * size_of(dtype)));
+      const MatrixView m = {bytes.data(), dtype, rows, kCols, kStride};
+      const int64_t row_bytes = kCols * size_of(dtype);
+      for (int64_t row = 3 * ranks.rank(); row < 3 * ranks.rank() + 3; ++row) {
+        for (int64_t i = 0; i < row_bytes; ++i) m.row_bytes(row)[i] = code(row, i);
+      }
+      ranks.all_gather(m);
+      for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t i = 0; i < row_bytes; ++i) {
+          ASSERT_EQ(m.row_bytes(row)[i], code(row, i)) << size << " " << row;
+        }
+      }
+    });
+  }
+}
+
 TEST_P(Group, AllGatherPutsColumnsSideBySide) {
   const int size = GetParam().size;
   for (const int64_t cols : {7, 97, 128}) {

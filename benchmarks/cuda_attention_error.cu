@@ -52,8 +52,8 @@ constexpr int64_t kCheckedKeys = 4096;
 /// Sampled row i of those that attend at a depth: in every place of eight, the last one included.
 constexpr int sampled_row(int i) { return i * (kChunkRows / kSampledRows) + i % 8; }
 
-enum Kernel { kPrefill, kPrefillInt8, kDecode, kNumKernels };
-constexpr const char* kKernelNames[] = {"prefill", "prefill int8", "decode"};
+enum Kernel { kPrefill, kPrefillInt8, kPrefillInt8Fp8, kDecode, kNumKernels };
+constexpr const char* kKernelNames[] = {"prefill", "prefill int8", "prefill int8_fp8", "decode"};
 
 struct Error {
   double rms = 0;
@@ -69,12 +69,21 @@ struct Error {
 /// as much, and a row whose other weights share what the first leaves moves by that of the first:
 /// twice as much is allowed, and four times that at worst. In bytes, elements are off by up to half
 /// of 1/127 of the largest of a row or a panel, 0.0075 of a key and 0.012 to 0.02 of a query (rms),
-/// and scores by 0.02, that of the first key by 0.05; both by five times as much at worst.
+/// and scores by 0.02, that of the first key by 0.05; both by five times as much at worst. In e4m3,
+/// weights and values are off by 0.026 of themselves besides (rms), 2^-4 at worst, and results by
+/// both: their own sum is what weights are divided by. The first key's weight is 2^20 of others',
+/// and e4m3 has 18 powers of two: the 127 others of its step are lost beside it, and so much of
+/// what a row of few keys is to see, for the first one's value is 0.
 Error limit_of(KvFormat format, Kernel kernel, int64_t num_keys) {
   const bool rounds_keys =
       kernel == kDecode ? key_element(format) == KvElement::kInt4 : format != KvFormat::kNative;
   const double cut = kernel == kDecode ? 0 : static_cast<double>(num_keys) / 16 * 0x1p-24;
   if (kernel == kPrefillInt8) return {0.06 + cut, 0.3 + cut};
+  if (kernel == kPrefillInt8Fp8) {
+    const auto least = static_cast<double>(num_keys / kDepths - kChunkRows);  // that a row sees
+    const double lost = std::sqrt(127 / least);
+    return {0.08 + lost / 2, 0.4 + lost};
+  }
   if (rounds_keys) return {0x1p-6 + cut, 0x1p-4 + cut};
   return {0x1p-8 + cut, 0x1p-7 + cut};
 }
@@ -134,6 +143,8 @@ class Sequence {
     plans_[kPrefill] = backend.make_step_plan(limits_, kShape);
     limits_.prefill_attention = PrefillAttention::kInt8;
     plans_[kPrefillInt8] = backend.make_step_plan(limits_, kShape);
+    limits_.prefill_attention = PrefillAttention::kInt8Fp8;
+    plans_[kPrefillInt8Fp8] = backend.make_step_plan(limits_, kShape);
     limits_ = {kSampledRows, kSampledRows, cache_.num_blocks, kBlockLen, format};
     plans_[kDecode] = backend.make_step_plan(limits_, kShape);
     for (int layer = 0; layer < kLayers; ++layer) {
@@ -292,6 +303,7 @@ class Sequence {
     positions_.insert(positions_.end(), sampled.begin(), sampled.end());
     backend_.plan_step(*plans_[kPrefill], step({first}, kChunkRows), cache_);
     backend_.plan_step(*plans_[kPrefillInt8], step({first}, kChunkRows), cache_);
+    backend_.plan_step(*plans_[kPrefillInt8Fp8], step({first}, kChunkRows), cache_);
     backend_.plan_step(*plans_[kDecode], step(sampled, 1), cache_);
     for (int layer = 0; layer < kLayers; ++layer) {
       append_layer(layer, first, kChunkRows, true);
@@ -304,7 +316,7 @@ class Sequence {
         }
       }
       CUDA_CHECK(cudaDeviceSynchronize());
-      for (const Kernel kernel : {kPrefill, kPrefillInt8, kDecode}) {
+      for (const Kernel kernel : {kPrefill, kPrefillInt8, kPrefillInt8Fp8, kDecode}) {
         const bool decodes = kernel == kDecode;
         const int64_t rows = decodes ? kSampledRows : kChunkRows;
         // A row that nobody writes is NaN.
@@ -358,7 +370,7 @@ bool run(int64_t num_keys) {
                   static_cast<long long>(num_keys), std::string(name_of(format)).c_str(), error,
                   good ? "true" : "false");
     }
-    for (const Kernel kernel : {kPrefill, kPrefillInt8, kDecode}) {
+    for (const Kernel kernel : {kPrefill, kPrefillInt8, kPrefillInt8Fp8, kDecode}) {
       const Error error = error_of(sequence.results(kernel), expected);
       const Error format_error = error_of(sequence.results(kernel), before_codes);
       const Error limit = limit_of(format, kernel, num_keys);

@@ -48,10 +48,11 @@ class OutOfTime(Exception):
 
 
 def prefill_floor(floors: Floors, tokens: int, args: argparse.Namespace) -> float:
-    """Seconds; in bytes the products of queries and keys, half of attention, take half the time."""
+    """Seconds; products in bytes take half the time: those of queries and keys, half of attention,
+    or those of weights and values too."""
     flops = floors.flops(tokens)
-    if args.prefill_attention == "int8":
-        flops -= floors.pair_flops * tokens * tokens / 2 / 4
+    in_bytes = {"int8": 0.5, "int8_fp8": 1.0}.get(args.prefill_attention, 0.0)
+    flops -= floors.pair_flops * tokens * tokens / 2 * in_bytes / 2
     return flops / floors.rates["bf16_product_flops"]
 
 

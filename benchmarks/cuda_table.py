@@ -70,6 +70,10 @@ def attention_int8(lines: str) -> Iterator[Row]:
         parts = share_of(ours, native, 1.2 if "128k" in row["shape"] else None)
         what = f"prefill attention in bytes, {row['shape']}"
         yield what, f"{ours:.0f} TFLOP/s", f"bfloat16 {native:.0f}", *parts
+        both = row["int8_fp8_tflops"]
+        parts = share_of(both, ours, 1.0 if "128k" in row["shape"] else None)
+        what = f"prefill attention in bytes and e4m3, {row['shape']}"
+        yield what, f"{both:.0f} TFLOP/s", f"int8 {ours:.0f}", *parts
 
 
 def attention_error(lines: str) -> Iterator[Row]:
@@ -120,7 +124,8 @@ def retrieval(record: Any) -> Iterator[Row]:
     for row in record["results"]:
         options = row["options"]
         what = f"keys found in {record['length']:,} tokens, {options['kv_cache_dtype']}"
-        what += ", in bytes" if options.get("prefill_attention") == "int8" else ""
+        attention = options.get("prefill_attention")
+        what += f", attention in {attention}" if attention else ""
         measured = f"{row['found']} in {row['seconds']:.2f} s"
         met = row["found"] == record["keys"]
         yield what, measured, "", "", f"{record['keys']}", mark(met)
@@ -137,6 +142,7 @@ READERS = {
     "cuda_linear.json": (True, linear),
     "cuda_retrieval.json": (True, retrieval),
     "cuda_retrieval-int8.json": (True, retrieval),
+    "cuda_retrieval-int8_fp8.json": (True, retrieval),
 }
 
 

@@ -130,6 +130,8 @@ double CostModel::attention_seconds(int64_t rows, int64_t position) const {
   double rate = rates_.product.value * terms_.attention_share.value * busy;
   if (config_.prefill_attention == name_of(PrefillAttention::kInt8)) {
     rate *= terms_.int8_gain.value;
+  } else if (config_.prefill_attention == name_of(PrefillAttention::kInt8Fp8)) {
+    rate *= terms_.int8_fp8_gain.value;
   }
   double seconds = flops / rate;
   if (kv_.format != KvFormat::kNative) {  // keys and values are written out in bfloat16 first

@@ -34,6 +34,7 @@ struct CommonTerms {
   Term attention_share;  ///< of DeviceRates::product, in prefill attention
   Term clock_gain;       ///< of the clock where part of a device idles, over its clock at full load
   Term int8_gain;        ///< of prefill_attention="int8" over bfloat16
+  Term int8_fp8_gain;    ///< of "int8_fp8"
   Term kv_read_share;    ///< of DeviceRates::copy, in decode attention
   /// Bytes of keys and values in codes a second, which arithmetic limits: of each format but
   /// kNative, in their order.

@@ -136,8 +136,9 @@ class EngineConfig(_Options):
         "int8_fp8" (int8 keys, fp8 values), "int8_int4" or "int4".
     quant_policy: LMDeploy's name for the same: 8 is "int8", 4 is "int4", 0 leaves it to
         kv_cache_dtype.
-    prefill_attention: what attention of a prompt forms the products of queries and keys in: "auto"
-        (the dtype) or "int8", which is faster; on a GPU of compute capability 9.0, heads of 128.
+    prefill_attention: what attention of a prompt forms its products in: "auto" (the dtype);
+        "int8", those of queries and keys, which is faster; "int8_fp8", and those of weights and
+        values in e4m3, which is faster still; on a GPU of compute capability 9.0, heads of 128.
     enable_prefix_caching: prompts that begin alike under the same RoPE compute that part once;
         blocks stay cached until others need the room.
     max_prefill_token_num: most prompt tokens in one step; None: the device's best.

@@ -172,6 +172,8 @@ def test_products_in_eight_bits_are_those_of_the_dtype(tiny_llama: Callable[...,
         "int8": {"prefill_attention": "int8"},
         "chunks": {"prefill_attention": "int8", "max_prefill_token_num": 100},
         "int8 cache": {"prefill_attention": "int8", "kv_cache_dtype": "int8"},
+        "int8_fp8": {"prefill_attention": "int8_fp8"},
+        "int8_fp8 of a cache": {"prefill_attention": "int8_fp8", "kv_cache_dtype": "int8_int4"},
     }.items():
         with load(path, "cuda", session_len=1500, **options) as engine:
             ids = ids_of(1500, engine.model.vocab_size)

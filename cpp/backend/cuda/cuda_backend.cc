@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "backend/cuda/attention_decode.h"
+#include "backend/cuda/attention_prefill_int8_fp8_sm90.h"
 #include "backend/cuda/attention_prefill_int8_sm90.h"
 #include "backend/cuda/attention_prefill_mma.h"
 #include "backend/cuda/attention_prefill_sm90.h"
@@ -301,13 +302,24 @@ void CudaBackend::prefill(const CudaStepPlan& plan, const PlannedPass& planned,
   const PrefillPass& pass = planned.pass;
   const PrefillWorkspace& workspace = plan.workspace();
   const auto run = [&] {
-    if (plan.uses_int8()) {
+    if (plan.prefill_attention() != PrefillAttention::kNative) {
       const Int8Keys keys{workspace.int8_panels, workspace.int8_scales, workspace.key_means,
                           workspace.seqs, pass.num_panels};
       check_cuda(quantize_keys({args.plan, args.kv, args.layer, keys, planned.seqs, pass.num_seqs},
                                stream_),
                  "quantising keys");
-      check_cuda(attention_prefill_int8_sm90(args, keys, planned.sm90, stream_),
+      if (plan.prefill_attention() == PrefillAttention::kInt8) {
+        check_cuda(attention_prefill_int8_sm90(args, keys, planned.sm90, stream_),
+                   "prefill attention");
+        return;
+      }
+      const Fp8Values values{workspace.fp8_panels, workspace.fp8_scales, workspace.seqs,
+                             pass.num_panels};
+      check_cuda(
+          quantize_values({args.plan, args.kv, args.layer, values, planned.seqs, pass.num_seqs},
+                          stream_),
+          "quantising values");
+      check_cuda(attention_prefill_int8_fp8_sm90(args, keys, values, planned.sm90, stream_),
                  "prefill attention");
     } else if (plan.uses_sm90()) {
       check_cuda(attention_prefill_sm90(args, planned.sm90, stream_), "prefill attention");

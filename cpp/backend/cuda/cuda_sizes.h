@@ -58,9 +58,9 @@ class CudaSizes : public Base {
     return kFormats;
   }
   std::span<const PrefillAttention> prefill_attentions(int64_t head_dim) const override {
-    static constexpr PrefillAttention kAttentions[] = {PrefillAttention::kNative,
-                                                       PrefillAttention::kInt8};
-    return std::span(kAttentions).first(facts_.is_hopper() && head_dim == 128 ? 2 : 1);
+    static constexpr PrefillAttention kAttentions[] = {
+        PrefillAttention::kNative, PrefillAttention::kInt8, PrefillAttention::kInt8Fp8};
+    return std::span(kAttentions).first(facts_.is_hopper() && head_dim == 128 ? 3 : 1);
   }
   int64_t kv_block_bytes(const KvShape& shape) const override {
     return KvLayout::of(shape).block_bytes;

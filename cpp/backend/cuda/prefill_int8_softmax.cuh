@@ -43,6 +43,16 @@ __device__ inline void mask_sums(Int8Sums& sums, int limit, int last) {
   }
 }
 
+/// The largest sum of the thread's row h, as a float.
+__device__ inline float largest_of(const Int8Sums& sums, int h) {
+  int32_t most[2] = {max(sums[2 * h], sums[2 * h + 1]), max(sums[4 + 2 * h], sums[5 + 2 * h])};
+#pragma unroll
+  for (int j = 2; j < kPanelTokens / 8; ++j) {
+    most[j % 2] = __vimax3_s32(most[j % 2], sums[4 * j + 2 * h], sums[4 * j + 2 * h + 1]);
+  }
+  return __int_as_float(max(most[0], most[1]));
+}
+
 /// A warpgroup's 64 queries in eight bits as the left operand of a product, in registers.
 class Int8Queries {
  public:
@@ -94,6 +104,20 @@ class Int8Queries {
   __device__ void multiply(Int8Sums& sums, uint64_t k) const {
 #pragma unroll
     for (int i = 0; i < kDim / 32; ++i) wgmma_int8(sums, q_[i], wgmma_advance(k, 32 * i));
+  }
+
+  /// Puts the warp's 16 into shared memory, [64][128] bytes in the 128-byte swizzle.
+  __device__ void store(char* to) const {
+    const int lane = threadIdx.x % 32;
+    const int row = threadIdx.x % kWarpgroup / 32 * 16 + lane / 4;
+#pragma unroll
+    for (int i = 0; i < kSixteens; ++i) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        *reinterpret_cast<uint32_t*>(to + swizzle(row + 8 * h, i) + lane % 4 * 4) =
+            q_[i / 2][i % 2 * 2 + h];
+      }
+    }
   }
 
  private:
@@ -200,12 +224,7 @@ class Int8Softmax {
   __device__ float largest_sum(int h) const { return fmaxf(sum_[h][0], sum_[h][1]); }
 
   __device__ float largest_score(const Int8Sums& sums, int panel, int h) const {
-    int32_t most[2] = {max(sums[2 * h], sums[2 * h + 1]), max(sums[4 + 2 * h], sums[5 + 2 * h])};
-#pragma unroll
-    for (int j = 2; j < kPanelTokens / 8; ++j) {
-      most[j % 2] = __vimax3_s32(most[j % 2], sums[4 * j + 2 * h], sums[4 * j + 2 * h + 1]);
-    }
-    return (__int_as_float(max(most[0], most[1])) - kSumsBegin) * scale_[panel][h];
+    return (largest_of(sums, h) - kSumsBegin) * scale_[panel][h];
   }
 
   float base_[2] = {-INFINITY, -INFINITY};  // of scaled scores; a row's lanes agree

@@ -82,6 +82,20 @@ __device__ inline void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
 }
 
+/// Four numbers in e4m3, the first lowest; of larger magnitude than 448 they become 448.
+__device__ inline uint32_t pack_e4m3(float a, float b, float c, float d) {
+  uint32_t four;
+  asm("{\n"
+      ".reg .b16 low, high;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"
+      "mov.b32 %0, {low, high};\n"
+      "}\n"
+      : "=r"(four)
+      : "f"(a), "f"(b), "f"(c), "f"(d));
+  return four;
+}
+
 // Products of a warpgroup --------------------------------------------------------------------
 //
 // Accumulators d of [64][N]: d[4 j + 2 h + i] of lane l of warp w is row 16 w + l / 4 + 8 h, column
@@ -95,6 +109,11 @@ __device__ inline uint64_t wgmma_operand(uint32_t address, uint32_t column_bytes
   // In a cluster, an address of the own thread block has its rank in the bits above.
   return uint64_t{(address & 0x3FFFF) >> 4} | uint64_t{column_bytes >> 4} << 16 |
          uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+}
+
+/// A K-major operand in the 64-byte swizzle: 8 rows of 64 bytes are 512 bytes.
+__device__ inline uint64_t wgmma_operand_64(uint32_t address) {
+  return uint64_t{(address & 0x3FFFF) >> 4} | uint64_t{512 >> 4} << 32 | uint64_t{2} << 62;
 }
 
 /// The same operand `bytes` further on; a constant where `bytes` is.
@@ -209,6 +228,58 @@ __device__ inline void wgmma_int8(int32_t (&d)[32], const uint32_t (&a)[4], uint
       "}\n"
       : LONGSPAN_ACC32("+r", d)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+/// The same with a [64][32] in shared memory, b [128][32]; columns 64 to 127 of d in `more`.
+__device__ inline void wgmma_int8(int32_t (&d)[32], int32_t (&more)[32], uint64_t a, uint64_t b) {
+  asm volatile(
+      "{\n"
+      ".reg .pred accumulate;\n"
+      "setp.eq.b32 accumulate, 0, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "%64, %65, accumulate;\n"
+      "}\n"
+      : LONGSPAN_ACC32("+r", d), LONGSPAN_ACC32("+r", more)
+      : "l"(a), "l"(b));
+}
+
+/// d += a b^T (d = a b^T if !accumulate) of e4m3, operands as of the first wgmma_int8. Tensor cores
+/// add the products of an instruction up in about 14 bits.
+template <bool accumulate>
+__device__ inline void wgmma_fp8(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "{\n"
+      ".reg .pred accumulate;\n"
+      "setp.ne.b32 accumulate, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, accumulate, 1, 1;\n"
+      "}\n"
+      : LONGSPAN_ACC32("+f", d)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(static_cast<int>(accumulate)));
+}
+
+/// The same; columns 64 to 71 of d in `more`.
+template <bool accumulate>
+__device__ inline void wgmma_fp8(float (&d)[32], float (&more)[4], const uint32_t (&a)[4],
+                                 uint64_t b) {
+  asm volatile(
+      "{\n"
+      ".reg .pred accumulate;\n"
+      "setp.ne.b32 accumulate, %41, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n72k32.f32.e4m3.e4m3 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35}, "
+      "{%36, %37, %38, %39}, %40, accumulate, 1, 1;\n"
+      "}\n"
+      : LONGSPAN_ACC32("+f", d), LONGSPAN_ACC4("+f", more, 0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(static_cast<int>(accumulate)));
 }
 
 #undef LONGSPAN_ACC4

@@ -109,6 +109,9 @@ CudaStepPlan::Memory::Memory(char* base, const StepLimits& limits, const Attenti
   take(int8_panels, in_int8 * kPanelBytes);
   take(int8_scales, in_int8);
   take(key_means, in_int8 == 0 ? 0 : limits.max_seqs * shape.num_kv_heads * shape.head_dim);
+  const int64_t in_fp8 = limits.prefill_attention == PrefillAttention::kInt8Fp8 ? panel_count : 0;
+  take(fp8_panels, in_fp8 * kPanelBytes);
+  take(fp8_scales, in_fp8);
 }
 
 int64_t CudaStepPlan::upload_bytes(const StepLimits& limits, const AttentionShape& shape,
@@ -150,7 +153,11 @@ CudaStepPlan::CudaStepPlan(const StepLimits& limits, const AttentionShape& shape
   check_cuda(plan_decode(kv, &decode_launch_), "planning decode");
   const auto prepare = uses_sm90_ ? prepare_prefill_sm90 : prepare_prefill_mma;
   check_cuda(prepare(static_cast<int32_t>(shape.head_dim)), "preparing prefill");
-  if (uses_int8()) check_cuda(prepare_prefill_int8_sm90(), "preparing prefill");
+  if (prefill_attention() == PrefillAttention::kInt8) {
+    check_cuda(prepare_prefill_int8_sm90(), "preparing prefill");
+  } else if (prefill_attention() == PrefillAttention::kInt8Fp8) {
+    check_cuda(prepare_prefill_int8_fp8_sm90(), "preparing prefill");
+  }
   std::vector<int32_t> identity(
       static_cast<size_t>(limits.kv_format == KvFormat::kNative ? 0 : workspace_panels_));
   std::iota(identity.begin(), identity.end(), 0);
@@ -162,6 +169,8 @@ CudaStepPlan::CudaStepPlan(const StepLimits& limits, const AttentionShape& shape
   workspace_.int8_panels = memory_.int8_panels;
   workspace_.int8_scales = memory_.int8_scales;
   workspace_.key_means = memory_.key_means;
+  workspace_.fp8_panels = memory_.fp8_panels;
+  workspace_.fp8_scales = memory_.fp8_scales;
 }
 
 int64_t CudaStepPlan::bytes(const StepLimits& limits, const AttentionShape& shape,

@@ -9,6 +9,7 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/attention_decode.h"
+#include "backend/cuda/attention_prefill_int8_fp8_sm90.h"
 #include "backend/cuda/attention_prefill_int8_sm90.h"
 #include "backend/cuda/attention_prefill_sm90.h"
 #include "backend/cuda/device_facts.h"
@@ -27,7 +28,7 @@ struct PlannedPass {
   const int32_t* seqs = nullptr;  ///< [pass.num_seqs], indices in PlanView::seqs
 };
 
-/// Where passes put the keys and values of a quantised cache in bfloat16, and keys in eight bits.
+/// Where passes put the keys and values of a quantised cache in bfloat16, and both in eight bits.
 struct PrefillWorkspace {
   char* panels = nullptr;                 ///< [panels]{K panel, V panel}, as blocks of kNative
   const int32_t* identity = nullptr;      ///< [panels], 0, 1, ...: every block table in one
@@ -35,6 +36,8 @@ struct PrefillWorkspace {
   char* int8_panels = nullptr;            ///< [panels], Int8Keys::panels of a pass
   Int8PanelScale* int8_scales = nullptr;  ///< [panels], Int8Keys::scales
   float* key_means = nullptr;             ///< [max_seqs][num_kv_heads][head_dim], Int8Keys::means
+  char* fp8_panels = nullptr;             ///< [panels], Fp8Values::panels of a pass
+  float* fp8_scales = nullptr;            ///< [panels], Fp8Values::scales
 };
 
 /// What the CUDA ops read in every layer of a step. The host works out the lists and sends them in
@@ -69,8 +72,8 @@ class CudaStepPlan final : public StepPlan {
   int64_t num_tokens() const { return view_.num_tokens; }
   /// Whether the prefill kernel of Hopper takes this step's prefills.
   bool uses_sm90() const { return uses_sm90_; }
-  /// Whether that with keys in eight bits does.
-  bool uses_int8() const { return limits_.prefill_attention == PrefillAttention::kInt8; }
+  /// What that forms their products in.
+  PrefillAttention prefill_attention() const { return limits_.prefill_attention; }
   /// The prefills; of a cache that is read as it is one pass at most, over all KV heads.
   std::span<const PlannedPass> prefills() const { return prefills_; }
   const PrefillWorkspace& workspace() const { return workspace_; }
@@ -94,6 +97,8 @@ class CudaStepPlan final : public StepPlan {
     char* int8_panels = nullptr;            // PrefillWorkspace::int8_panels
     Int8PanelScale* int8_scales = nullptr;  // PrefillWorkspace::int8_scales
     float* key_means = nullptr;             // PrefillWorkspace::key_means
+    char* fp8_panels = nullptr;             // PrefillWorkspace::fp8_panels
+    float* fp8_scales = nullptr;            // PrefillWorkspace::fp8_scales
     int64_t bytes = 0;
   };
   static int64_t upload_bytes(const StepLimits& limits, const AttentionShape& shape,

@@ -22,7 +22,7 @@ struct EngineConfig {
   int tp = 1;
   /// Context-parallel ranks among the tp, which it divides: so many share the keys and values of
   /// every sequence, block by block, and have the heads of one of tp / cp; all else is split tp
-  /// ways. Not with prefill_attention "int8".
+  /// ways. Not with prefill_attention in eight bits.
   int cp = 1;
   /// Longest prompt + output in tokens; 0: the model's max_position_embeddings.
   int64_t session_len = 0;
@@ -33,8 +33,9 @@ struct EngineConfig {
   /// What keys and values are held in: "auto" (the dtype), "int8", "fp8" (e4m3), "int8_fp8" (int8
   /// keys, fp8 values), "int8_int4" or "int4".
   std::string kv_cache_dtype = "auto";
-  /// What attention of a prompt forms the products of queries and keys in: "auto" (the dtype) or
-  /// "int8", a CUDA device of compute capability 9.0 and heads of 128 alone.
+  /// What attention of a prompt forms its products in: "auto" (the dtype); "int8", those of queries
+  /// and keys; "int8_fp8", and those of weights and values in e4m3. Other than "auto" on a CUDA
+  /// device of compute capability 9.0 and heads of 128 alone.
   std::string prefill_attention = "auto";
   bool enable_prefix_caching = false;  ///< requests that begin alike share what is computed once
   int64_t max_prefill_token_num = 0;   ///< most prefill tokens in one step; 0: the device's best

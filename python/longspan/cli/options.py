@@ -129,8 +129,8 @@ _ENGINE: dict[str, Any] = {
         str | None,
         typer.Option(
             metavar="FORMAT",
-            help="Products of queries and keys in prompts: auto (as --dtype) or, on Hopper GPUs, "
-            "int8. Default: auto.",
+            help="Products of attention in prompts: auto (as --dtype) or, on Hopper GPUs, int8 "
+            "(queries and keys) or int8_fp8 (and weights and values). Default: auto.",
         ),
     ],
     "enable_prefix_caching": Annotated[

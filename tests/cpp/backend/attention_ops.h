@@ -275,7 +275,10 @@ class AttentionOps : public Ops {
                                                 shape_.head_dim, positions, inv_freq),
                               shape_.head_dim, format),
                           key_element(format));
-    const Matrix v = held(cut(0, keys, q_cols() + kv_cols(), kv_cols()), value_element(format));
+    Matrix v = held(cut(0, keys, q_cols() + kv_cols(), kv_cols()), value_element(format));
+    if (prefill_attention_ == PrefillAttention::kInt8Fp8 && count > kDecodeRows) {
+      std::ranges::transform(v.values, v.values.begin(), to_e4m3);
+    }
     const double scale = (whole ? squared : 1.0) / std::sqrt(static_cast<double>(shape_.head_dim));
     const Matrix expected =
         reference::attention(multiplied(q, 1, count), multiplied(k, kPanel, count), v,
@@ -293,11 +296,16 @@ class AttentionOps : public Ops {
   /// to 3 sqrt(2): times an element of the other, over sqrt(128) and under a factor of 1.1^2, that
   /// moves a score by 0.0152, and a result by at most a quarter of it times 6, the range of values.
   /// The same of keys that were raised moves a score so much more.
-  double tolerance() const { return raised_by_ * tolerance_of_quiet_keys(); }
+  /// Weights in e4m3 are off by up to 2^-4 of themselves, and a result by as much of the mean
+  /// distance of values from it, 3 at most. Tensor cores sum e4m3 up in 14 bits.
+  double tolerance() const {
+    const bool fp8 = prefill_attention_ == PrefillAttention::kInt8Fp8;
+    return raised_by_ * tolerance_of_quiet_keys() + (fp8 ? 0x1p-4 * 3 + 0x1p-13 * 3 : 0.0);
+  }
 
  private:
   double tolerance_of_quiet_keys() const {
-    if (prefill_attention_ == PrefillAttention::kInt8) return 2e-2 + 0.0152 * 6 / 4;
+    if (prefill_attention_ != PrefillAttention::kNative) return 2e-2 + 0.0152 * 6 / 4;
     const double weighed = context_size_ > 1 ? 3 * rounding_of(act()) : 0;  // rounds once more
     const KvFormat format = limits_.kv_format;
     if (act() == DType::kF32) return 2e-5;
@@ -314,6 +322,14 @@ class AttentionOps : public Ops {
     KvCache cache;
     std::unique_ptr<StepPlan> plan;
   };
+
+  /// The nearest number of 4 significant bits, as e4m3 has it times 2^-7: of values whose largest
+  /// is between 1.75 and 3.5.
+  static double to_e4m3(double x) {
+    const int exponent = std::max(x == 0 ? 0 : std::ilogb(x), -13);
+    const double step = std::exp2(exponent - 3);
+    return std::nearbyint(x / step) * step;
+  }
 
   /// Blocks, on every rank, that hold so many tokens of a sequence.
   int64_t blocks_of(int64_t tokens) const { return (tokens + block_tokens_ - 1) / block_tokens_; }

@@ -93,8 +93,10 @@ TEST(MemoryPlan, BadOptionsAreNamed) {
   expect_named([](EngineConfig& c) { c.kv_cache_dtype = "int3"; },
                "kv_cache_dtype: expected one of \"auto\", \"int8\"");
   expect_named([](EngineConfig& c) { c.prefill_attention = "int7"; },
-               "prefill_attention: expected one of \"auto\", \"int8\"");
+               "prefill_attention: expected one of \"auto\", \"int8\", \"int8_fp8\"");
   expect_named([](EngineConfig& c) { c.prefill_attention = "int8"; },
+               "prefill_attention: expected one of \"auto\" on cpu (");
+  expect_named([](EngineConfig& c) { c.prefill_attention = "int8_fp8"; },
                "prefill_attention: expected one of \"auto\" on cpu (");
   expect_named([](EngineConfig& c) { c.max_prefill_token_num = -1; }, "max_prefill_token_num");
   expect_named([](EngineConfig& c) { c.tp = 5; }, "tp");

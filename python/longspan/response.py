@@ -86,14 +86,16 @@ class Response:
     prompt_logprobs: list[float] | None = None
 
     def extend(self, piece: Response) -> Response:
-        """Appends the piece of a stream that follows; returns itself."""
-        logprobs = self.logprobs
-        if logprobs is not None or piece.logprobs is not None:
-            logprobs = (logprobs or []) + (piece.logprobs or [])
+        """Appends the piece of a stream that follows, in place: a stream may have 100,000 pieces.
+        Returns itself."""
+        self.token_ids += piece.token_ids
+        if piece.logprobs is not None:
+            self.logprobs = self.logprobs or []
+            self.logprobs += piece.logprobs
         joined = {
             "text": self.text + piece.text,
-            "token_ids": self.token_ids + piece.token_ids,
-            "logprobs": logprobs,
+            "token_ids": self.token_ids,
+            "logprobs": self.logprobs,
         }
         vars(self).update(vars(piece) | joined)
         return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from longspan._core import InvalidArgument
@@ -89,11 +88,11 @@ class Session:
     def _collect(
         self, prompt: str, text: str, ids: list[int], pieces: Iterator[Response]
     ) -> Iterator[Response]:
-        response: Response | None = None
+        response = Response(text="", generate_token_len=0, input_token_len=0)
         for piece in pieces:
             if piece.finish_reason is None:
                 yield piece
-            response = response.extend(piece) if response else replace(piece)
+            response.extend(piece)
             if piece.finish_reason is not None:
                 self._finish_turn(prompt, text, ids, response)
                 yield piece

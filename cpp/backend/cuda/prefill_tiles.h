@@ -23,7 +23,7 @@ struct PrefillSeq {
   int32_t seq = 0;  ///< index in PlanView::seqs
   int32_t num_rows = 0;
   int64_t first_position = 0;
-  ContextShard context;
+  ContextShard context = {};
 
   /// Keys that are here for its first `rows` rows.
   int64_t keys(int64_t rows) const { return context.keys(first_position + rows); }

@@ -120,6 +120,18 @@ def small_decode(record: Any) -> Iterator[Row]:
         )
 
 
+def int8_linear(record: Any) -> Iterator[Row]:
+    rise, limit = (record["summary"][name] for name in ("rise_percent", "limit_percent"))
+    what = "SmolLM2's perplexity with linears in int8"
+    yield what, f"{rise:+.2f} %", "bfloat16", "", f"{limit:g}", mark(rise <= limit)
+    wide, narrow = ([r for r in record["results"] if "load_s" in r] or [{}, {}])[:2]
+    for name, ours in narrow.items():
+        if name.endswith("_s"):
+            what = f"reference job with linears in int8, {name.removesuffix('_s')}"
+            parts = share_of(wide[name], ours, None)
+            yield what, f"{ours:.4g} s", f"bfloat16 {wide[name]:.4g}", *parts
+
+
 def retrieval(record: Any) -> Iterator[Row]:
     for row in record["results"]:
         options = row["options"]
@@ -135,6 +147,7 @@ def retrieval(record: Any) -> Iterator[Row]:
 READERS = {
     "cuda_reference_job.json": (True, reference_job),
     "cuda_small_decode.json": (True, small_decode),
+    "cuda_int8_linear.json": (True, int8_linear),
     "cuda_attention.json": (True, attention),
     "cuda_attention_int8.txt": (False, attention_int8),
     "cuda_attention_error.txt": (False, attention_error),

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "backend/kv_cache.h"
+#include "backend/linear_dtype.h"
 #include "backend/partial_score.h"
 #include "backend/sampler.h"
 #include "backend/step.h"
@@ -25,6 +26,7 @@ class PackedLinear {
   virtual ~PackedLinear() = default;
   virtual int64_t out_features() const = 0;
   virtual int64_t in_features() const = 0;
+  virtual LinearDType linear_dtype() const { return LinearDType::kNative; }
 };
 
 /// Heads of one attention layer, on this rank.
@@ -69,7 +71,12 @@ class BackendSizes {
   virtual DType output_dtype() const = 0;
   virtual DType accumulator_dtype() const = 0;
   virtual DeviceTraits traits() const = 0;
-  virtual int64_t packed_linear_bytes(int64_t out_features, int64_t in_features) const = 0;
+  /// What linears can be in, kNative first.
+  virtual std::span<const LinearDType> linear_dtypes() const = 0;
+  virtual int64_t packed_linear_bytes(int64_t out_features, int64_t in_features,
+                                      LinearDType dtype) const = 0;
+  /// What all linears that are in a dtype share, once there is one.
+  virtual int64_t linear_workspace_bytes(LinearDType dtype) const = 0;
   /// The formats that the cache of a model with such heads can have here, kNative first.
   virtual std::span<const KvFormat> kv_formats(int64_t head_dim) const = 0;
   /// What attention of many rows can form its products in, kNative first.
@@ -104,9 +111,10 @@ class Backend : public BackendSizes {
   // ---- weights; thread-safe, so that a loader may pack many tensors at once ----
 
   /// Stacks parts along the rows (all cols equal in_features), converts and packs them.
-  /// biases: empty, or one vector per part.
+  /// biases: empty, or one vector per part. dtype: one of linear_dtypes().
   virtual std::unique_ptr<PackedLinear> pack_linear(std::span<const WeightView> parts,
-                                                    std::span<const WeightView> biases) = 0;
+                                                    std::span<const WeightView> biases,
+                                                    LinearDType dtype) = 0;
   /// A float32 vector.
   virtual Buffer pack_vector(const WeightView& vector) = 0;
 
@@ -148,7 +156,7 @@ class Backend : public BackendSizes {
   virtual void rms_norm(const MatrixView* delta, const MatrixView& residual, const Buffer& weight,
                         float eps, const MatrixView& out) = 0;
 
-  /// y = x W^T + bias. x: act [T, in]; y: out or acc [T, out].
+  /// y = x W^T + bias. x: act [T, in]; y: out or, of a weight in kNative, acc [T, out].
   virtual void linear(const MatrixView& x, const PackedLinear& weight, const MatrixView& y) = 0;
 
   /// Norms the heads of q and k (unless norm is null), rotates them by the step's angles, writes q,

@@ -18,6 +18,7 @@ void bind_config(py::module_& m) {
       .field("cache_block_seq_len", &EngineConfig::cache_block_seq_len, "an int of tokens")
       .field("kv_cache_dtype", &EngineConfig::kv_cache_dtype, "a str")
       .field("prefill_attention", &EngineConfig::prefill_attention, "a str")
+      .field("linear_dtype", &EngineConfig::linear_dtype, "a str")
       .field("enable_prefix_caching", &EngineConfig::enable_prefix_caching, "a bool")
       .field("max_prefill_token_num", &EngineConfig::max_prefill_token_num, "an int of tokens")
       .field("rope_scaling_factor", &EngineConfig::rope_scaling_factor, "a number")

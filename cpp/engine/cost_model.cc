@@ -197,6 +197,9 @@ CostPrediction predict_cost(const std::string& model_dir, const EngineConfig& co
   const ModelConfig model =
       read_model_config(model_dir, config.hf_overrides, config.rope_scaling_factor, config_dialect);
   EngineConfig resolved = resolve_engine_config(config, model);
+  require<Unsupported>(linear_dtype(resolved) == LinearDType::kNative,
+                       "linear_dtype: expected \"auto\", which was measured, got \"",
+                       resolved.linear_dtype, "\"");
   const auto sizes = make_sizes(device, config.dtype);
   // Context shards are predicted for devices whose backend does not have them yet.
   const int cp = std::exchange(resolved.cp, 1);

@@ -123,9 +123,9 @@ void load_ranks(const ModelConfig& model, const EngineConfig& config, const Memo
     try {
       const auto threads = static_cast<int>(share_of(config.num_threads, r, size).size());
       const Shard shard(model, rank.communicator->rank(), config.tp, config.cp);
-      DecoderWeights weights =
-          load_weights(model, checkpoint, *rank.backend, shard, std::max(1, threads),
-                       [&](int64_t done, int64_t total) { shared.advance(r, done, total); });
+      DecoderWeights weights = load_weights(
+          model, checkpoint, *rank.backend, shard, linear_dtype(config), std::max(1, threads),
+          [&](int64_t done, int64_t total) { shared.advance(r, done, total); });
       rank.cache = {rank.backend->allocate(plan.kv_bytes), kv_shape(config, model, shard),
                     plan.num_blocks, plan.block_bytes};
       rank.decoder = std::make_unique<Decoder>(model, shard, *rank.backend, *rank.communicator,

@@ -75,6 +75,10 @@ void check_parallel_sizes(int tp, int cp, const ModelConfig& model) {
 
 }  // namespace
 
+LinearDType linear_dtype(const EngineConfig& config) {
+  return named<LinearDType>("linear_dtype", kLinearDTypeNames, config.linear_dtype);
+}
+
 EngineConfig resolve_engine_config(const EngineConfig& config, const ModelConfig& model) {
   EngineConfig c = config;
   check_parallel_sizes(c.tp, c.cp, model);
@@ -101,6 +105,7 @@ EngineConfig resolve_engine_config(const EngineConfig& config, const ModelConfig
                            "cache_block_seq_len: expected 64, 128 or 256 tokens, got ", block);
   kv_format(c);
   prefill_attention(c);
+  linear_dtype(c);
   require<InvalidArgument>(c.max_prefill_token_num >= 0 && c.max_prefill_token_num <= 1 << 20,
                            "max_prefill_token_num: expected 0 (the device's best) to 1048576, got ",
                            c.max_prefill_token_num);
@@ -126,6 +131,7 @@ void take_device_defaults(EngineConfig& config, const ModelConfig& model,
   require_one("kv_cache_dtype", backend.kv_formats(model.head_dim), kv_format(config), backend);
   require_one("prefill_attention", backend.prefill_attentions(model.head_dim),
               prefill_attention(config), backend);
+  require_one("linear_dtype", backend.linear_dtypes(), linear_dtype(config), backend);
   if (config.max_prefill_token_num == 0) {
     config.max_prefill_token_num = device.prefill_tokens;
   }
@@ -170,9 +176,10 @@ MemoryPlan make_memory_plan(const EngineConfig& c, const ModelConfig& m,
   plan.device_bytes = device_bytes;
   plan.session_len = c.session_len;
   const Shard shard = Shard::largest(m, c.tp, c.cp);
-  plan.weight_bytes = weight_bytes(m, backend, shard);
+  plan.weight_bytes = weight_bytes(m, backend, shard, linear_dtype(c));
   plan.activation_bytes = Decoder::activation_bytes(m, backend, shard, limits);
-  plan.workspace_bytes = Decoder::plan_bytes(m, backend, shard, limits);
+  plan.workspace_bytes = Decoder::plan_bytes(m, backend, shard, limits) +
+                         backend.linear_workspace_bytes(linear_dtype(c));
   plan.overhead_bytes = device.overhead_bytes + (c.tp > 1 ? device.group_bytes : 0);
   plan.block_bytes = backend.kv_block_bytes(kv_shape(c, m, shard));
   const int64_t left = plan.headroom_bytes();                    // no blocks yet

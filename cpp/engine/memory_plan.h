@@ -16,6 +16,9 @@ EngineConfig resolve_engine_config(const EngineConfig& config, const ModelConfig
 void take_device_defaults(EngineConfig& config, const ModelConfig& model,
                           const BackendSizes& backend);
 
+/// What the linears of the layers are to be in. Throws InvalidArgument.
+LinearDType linear_dtype(const EngineConfig& config);
+
 /// The limits a resolved config sets to a forward pass.
 DecoderLimits decoder_limits(const EngineConfig& config, const DeviceTraits& device);
 

@@ -12,7 +12,8 @@ namespace longspan {
 class ColumnParallelLinear {
  public:
   /// Fuses this rank's rows of each linear, one after the other.
-  ColumnParallelLinear(Backend& backend, std::span<const LinearTensors* const> fused);
+  ColumnParallelLinear(Backend& backend, std::span<const LinearTensors* const> fused,
+                       LinearDType dtype);
   /// x: act [T, in]; y: out [T, this rank's outputs].
   void forward(Backend& backend, const MatrixView& x, const MatrixView& y) const;
   /// Of gate and up, fused: Backend::linear_silu_mul().
@@ -27,7 +28,7 @@ class ColumnParallelLinear {
 class RowParallelLinear {
  public:
   /// tensors: this rank's columns; a bias with one rank only.
-  RowParallelLinear(Backend& backend, const LinearTensors& tensors);
+  RowParallelLinear(Backend& backend, const LinearTensors& tensors, LinearDType dtype);
   /// x: act [T, this rank's inputs]; y: out [T, out], of all rows this rank's part of the sums.
   void forward(Backend& backend, const MatrixView& x, const MatrixView& y) const;
 

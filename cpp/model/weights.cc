@@ -142,8 +142,8 @@ class Loader {
 }  // namespace
 
 DecoderWeights load_weights(const ModelConfig& config, const Checkpoint& checkpoint,
-                            Backend& backend, const Shard& shard, int num_threads,
-                            const WeightProgress& progress) {
+                            Backend& backend, const Shard& shard, LinearDType dtype,
+                            int num_threads, const WeightProgress& progress) {
   const Architecture& architecture = find_architecture(config.architecture);
   DecoderWeights weights;
   weights.layers.resize(static_cast<size_t>(config.num_layers));
@@ -162,15 +162,16 @@ DecoderWeights load_weights(const ModelConfig& config, const Checkpoint& checkpo
     tasks.push_back({{tensor}, [&] { out = backend.pack_vector(tensor); }});
   };
   const auto add_table = [&](const WeightView& tensor, std::unique_ptr<PackedLinear>& out) {
-    tasks.push_back({{tensor}, [&] { out = backend.pack_linear({&tensor, 1}, {}); }});
+    tasks.push_back(
+        {{tensor}, [&] { out = backend.pack_linear({&tensor, 1}, {}, LinearDType::kNative); }});
   };
   const auto add_column = [&](std::optional<ColumnParallelLinear>& out,
                               std::initializer_list<const LinearTensors*> fused) {
-    tasks.push_back(
-        {tensors_of(fused), [&, parts = std::vector(fused)] { out.emplace(backend, parts); }});
+    tasks.push_back({tensors_of(fused),
+                     [&, parts = std::vector(fused)] { out.emplace(backend, parts, dtype); }});
   };
   const auto add_row = [&](std::optional<RowParallelLinear>& out, const LinearTensors& tensors) {
-    tasks.push_back({tensors_of({&tensors}), [&] { out.emplace(backend, tensors); }});
+    tasks.push_back({tensors_of({&tensors}), [&] { out.emplace(backend, tensors, dtype); }});
   };
   add_table(outer.embedding, weights.embedding);
   if (outer.head.data != nullptr) add_table(outer.head, weights.own_head);
@@ -194,18 +195,21 @@ DecoderWeights load_weights(const ModelConfig& config, const Checkpoint& checkpo
   return weights;
 }
 
-int64_t weight_bytes(const ModelConfig& c, const BackendSizes& backend, const Shard& shard) {
+int64_t weight_bytes(const ModelConfig& c, const BackendSizes& backend, const Shard& shard,
+                     LinearDType dtype) {
   const int64_t heads = shard.q_heads.size();
   const int64_t kv_heads = shard.kv_heads.size();
   const int64_t inner = shard.inner.size();
   const int64_t norm = c.hidden_size * 4;
-  const int64_t layer =
-      backend.packed_linear_bytes((heads + 2 * kv_heads) * c.head_dim, c.hidden_size) +
-      backend.packed_linear_bytes(c.hidden_size, heads * c.head_dim) +
-      backend.packed_linear_bytes(2 * inner, c.hidden_size) +
-      backend.packed_linear_bytes(c.hidden_size, inner) + 2 * norm +
-      (c.qk_norm ? 2 * c.head_dim * 4 : 0);
-  const int64_t table = backend.packed_linear_bytes(shard.tokens.size(), c.hidden_size);
+  const auto linear = [&](int64_t out_features, int64_t in_features) {
+    return backend.packed_linear_bytes(out_features, in_features, dtype);
+  };
+  const int64_t layer = linear((heads + 2 * kv_heads) * c.head_dim, c.hidden_size) +
+                        linear(c.hidden_size, heads * c.head_dim) +
+                        linear(2 * inner, c.hidden_size) + linear(c.hidden_size, inner) + 2 * norm +
+                        (c.qk_norm ? 2 * c.head_dim * 4 : 0);
+  const int64_t table =
+      backend.packed_linear_bytes(shard.tokens.size(), c.hidden_size, LinearDType::kNative);
   return c.num_layers * layer + (c.tie_word_embeddings ? 1 : 2) * table + norm;
 }
 

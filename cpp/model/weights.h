@@ -35,16 +35,18 @@ struct DecoderWeights {
 /// Called from one loader thread at a time with bytes of the checkpoint read so far and in all.
 using WeightProgress = std::function<void(int64_t done, int64_t total)>;
 
-/// Reads, checks and packs a rank's share of a checkpoint with up to num_threads threads; the rest
-/// is not read. Every tensor's presence and shape is checked before the first is packed; pages of
-/// the file are released as they are done.
-/// Throws CheckpointError for a missing, misshapen, unused or non-finite tensor.
+/// Reads, checks and packs a rank's share of a checkpoint with up to num_threads threads, the
+/// linears of the layers in a dtype, tables in the backend's own; the rest is not read. Every
+/// tensor's presence and shape is checked before the first is packed; pages of the file are
+/// released as they are done. Throws CheckpointError for a missing, misshapen, unused or non-finite
+/// tensor.
 DecoderWeights load_weights(const ModelConfig& config, const Checkpoint& checkpoint,
-                            Backend& backend, const Shard& shard, int num_threads,
-                            const WeightProgress& progress);
+                            Backend& backend, const Shard& shard, LinearDType dtype,
+                            int num_threads, const WeightProgress& progress);
 
 /// Bytes that load_weights will take.
-int64_t weight_bytes(const ModelConfig& config, const BackendSizes& backend, const Shard& shard);
+int64_t weight_bytes(const ModelConfig& config, const BackendSizes& backend, const Shard& shard,
+                     LinearDType dtype);
 
 /// Parameters of the whole model, a tied head counted once.
 int64_t num_parameters(const ModelConfig& config);

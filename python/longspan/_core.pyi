@@ -52,6 +52,7 @@ class EngineConfig:
     cache_block_seq_len: int
     kv_cache_dtype: str
     prefill_attention: str
+    linear_dtype: str
     enable_prefix_caching: bool
     max_prefill_token_num: int
     rope_scaling_factor: float

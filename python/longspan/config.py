@@ -139,6 +139,8 @@ class EngineConfig(_Options):
     prefill_attention: what attention of a prompt forms its products in: "auto" (the dtype);
         "int8", those of queries and keys, which is faster; "int8_fp8", and those of weights and
         values in e4m3, which is faster still; on a GPU of compute capability 9.0, heads of 128.
+    linear_dtype: what the layers' weight matrices are held and multiplied in: "auto" (the dtype) or
+        "int8", which takes half the memory; on a GPU of compute capability 9.0.
     enable_prefix_caching: prompts that begin alike under the same RoPE compute that part once;
         blocks stay cached until others need the room.
     max_prefill_token_num: most prompt tokens in one step; None: the device's best.
@@ -185,6 +187,7 @@ class EngineConfig(_Options):
     num_threads: int | None = None
     kv_cache_dtype: str = "auto"
     prefill_attention: str = "auto"
+    linear_dtype: str = "auto"
 
     _checks: ClassVar[dict[str, Check]] = {
         "dtype": _str,
@@ -200,6 +203,7 @@ class EngineConfig(_Options):
         "kv_cache_dtype": _str,
         "quant_policy": _quant_policy,
         "prefill_attention": _str,
+        "linear_dtype": _str,
         "enable_prefix_caching": _bool,
         "rope_scaling_factor": _number(lambda v: v == 0 or v >= 1, "0 or a number >= 1"),
         "max_prefill_token_num": _optional(_int(1)),

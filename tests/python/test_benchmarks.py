@@ -116,3 +116,16 @@ def test_a_rise_over_its_limit_or_a_key_lost_is_told() -> None:
     assert not kv_formats.holds(kv_formats.summarize([rows[0], row("int8", 0, 0.16)]))
     rows[-1]["found"] = False
     assert not kv_formats.holds(kv_formats.summarize(rows))
+
+
+def test_the_rise_of_linears_in_int8_stands_beside_its_error() -> None:
+    nll = {"auto": [2.0, 2.0], "int8": [2 + math.log1p(0.001), 2 + math.log1p(0.003)]}
+    summary = script("cuda_int8_linear").rise(nll)
+    assert summary["perplexity"] == pytest.approx(math.exp(2))
+    assert summary["rise_percent"] == pytest.approx(0.2)
+    assert summary["standard_error"] == pytest.approx(0.1)  # 0.2 / 2
+    times = [{"linear_dtype": d, "load_s": s, "weight_bytes": 9} for d, s in (("a", 6), ("b", 5))]
+    record = {"summary": summary, "results": [{"mean_nll": []}, *times]}
+    rise, load = script("cuda_table").int8_linear(record)
+    assert rise[1:] == ("+0.20 %", "bfloat16", "", "0.5", "met")
+    assert load[1:] == ("5 s", "bfloat16 6", "1.20", "", "")

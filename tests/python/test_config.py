@@ -64,6 +64,7 @@ BAD = [
     (EngineConfig, "quant_policy", None, "0, 4 or 8, got None"),
     (EngineConfig, "kv_cache_dtype", None, "a string, got None"),
     (EngineConfig, "prefill_attention", 8, "a string, got 8"),
+    (EngineConfig, "linear_dtype", None, "a string, got None"),
     (EngineConfig, "enable_prefix_caching", None, "True or False, got None"),
     (EngineConfig, "tp", 0, "an integer"),
     (EngineConfig, "cp", 0, "an integer"),
@@ -149,6 +150,7 @@ def test_engine_options_reach_the_engine() -> None:
         num_threads=3,
         kv_cache_dtype="int8_int4",
         prefill_attention="int8",
+        linear_dtype="int8",
     ).native()
     assert native.dtype == "float32"
     assert (native.tp, native.cp) == (2, 2)
@@ -165,6 +167,7 @@ def test_engine_options_reach_the_engine() -> None:
     assert native.num_threads == 3
     assert native.kv_cache_dtype == "int8_int4"
     assert native.prefill_attention == "int8"
+    assert native.linear_dtype == "int8"
     assert EngineConfig(rope_length=4096).native().rope_length == 4096
     assert EngineConfig(cache_max_entry_count=40).native().cache_max_entry_count == 40
 

@@ -164,6 +164,8 @@ def test_every_term_has_a_source_and_those_of_records_are_theirs(folder: Path) -
 def test_what_cannot_be_predicted_is_named(folder: Path) -> None:
     with pytest.raises(Unsupported, match=r'device: expected one of "h100", "h200", .*got "a100'):
         predict(folder, 2048, device="a100-80g")
+    with pytest.raises(Unsupported, match=r'linear_dtype: expected "auto", .*got "int8"'):
+        predict(folder, 2048, linear_dtype="int8")
     with pytest.raises(InvalidArgument, match="link_gbps: expected a number > 0, got 0"):
         predict(folder, 2048, cluster={"link_gbps": 0.0})
     with pytest.raises(InvalidArgument, match="gpus_per_host: expected an integer >= 1, got 0"):

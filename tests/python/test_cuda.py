@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu import CUDA, TOKEN_NOISE, check_logits, ids_of, load, needs_gpu
+from gpu import CUDA, TOKEN_NOISE, check_logits, ids_of, load, logits, needs_gpu, rms
 from longspan import EngineConfig, pipeline
 from longspan._core import (
     BackendUnavailable,
@@ -182,6 +182,51 @@ def test_products_in_eight_bits_are_those_of_the_dtype(tiny_llama: Callable[...,
     assert native not in results.values()
     for name, value in results.items():
         assert value == pytest.approx(native, abs=4 * TOKEN_NOISE / math.sqrt(len(ids))), name
+
+
+needs_hopper = pytest.mark.skipif(
+    "sm_90" not in CUDA.detail, reason=f"needs compute capability 9.0: {CUDA.detail}"
+)
+
+
+@needs_gpu
+@needs_hopper
+@pytest.mark.parametrize("count", [1, 17, 300])
+def test_logits_of_linears_in_int8(tiny_llama: Callable[..., Path], count: int) -> None:
+    path = tiny_llama()
+    results = []
+    for device, dtype, options in (
+        ("cpu", "float32", {}),
+        ("cuda", "bfloat16", {"linear_dtype": "int8"}),
+        ("cuda", "bfloat16", {"linear_dtype": "int8", "max_prefill_token_num": 100}),
+    ):
+        with load(path, device, dtype, session_len=count + 1, **options) as engine:
+            ids = ids_of(count, engine.model.vocab_size)
+            results.append(logits(engine, ids, sorted({0, count // 2, count - 1})))
+    truth, *others = results
+    for other in others:
+        # A code is off by 0.3 steps of some 40 (rms), as are weights: 1 % of a product.
+        assert 0.002 < rms(other - truth) / rms(truth) < 0.05
+
+
+@needs_gpu
+@needs_hopper
+def test_perplexity_of_linears_in_int8(smollm2_gguf: Path) -> None:
+    text = "\n".join(pydoc_data.topics.topics.values())
+    nll, weights = [], []
+    for linear_dtype in ("auto", "int8"):
+        config = EngineConfig(device="cuda", session_len=8192, linear_dtype=linear_dtype)
+        with pipeline(str(smollm2_gguf), config) as pipe:
+            ids = pipe.tokenizer.encode(text)[:8192]
+            nll.append(pipe.get_ppl(ids)[0].mean_nll)
+            weights.append(pipe.engine.plan.weight_bytes)
+            # Steps of one row, recorded and repeated, choose what a prefill would have chosen.
+            short = GenerationConfig(max_new_tokens=16, ignore_eos=True)
+            tokens = pipe.engine.generate(ids[:100], short).wait().token_ids
+            rows = logits(pipe.engine, ids[:100] + tokens, list(range(99, 115)))
+            assert (rows.argmax(axis=1) == tokens).sum() >= 13  # others are close to ties
+    assert weights[1] < 0.7 * weights[0]  # tables, 21 % of the weights, stay in bfloat16
+    assert 0 < abs(nll[1] - nll[0]) < 0.01
 
 
 @needs_gpu

@@ -105,6 +105,30 @@ def test_remedies_of_a_cpu(seven_b: Path) -> None:
     assert not hopeless.fits and not hopeless.remedies
 
 
+def test_linears_in_int8_take_half_the_memory(seven_b: Path) -> None:
+    options: dict[str, Any] = {"device": "h200", "session_len": 10_000, "max_batch_size": 1}
+    wide, narrow = (plan(seven_b, **options, linear_dtype=d) for d in ("auto", "int8"))
+    layer = 4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336  # qkv, o, gate, up and down
+    scales = 4 * (4096 + 2 * 1024 + 4096 + 2 * 14336 + 4096)
+    assert wide.weight_bytes - narrow.weight_bytes == 32 * (layer - scales)
+    assert narrow.workspace_bytes - wide.workspace_bytes == 128 << 20
+    assert narrow.total_bytes == parts(narrow)
+    with pytest.raises(Unsupported, match=r'linear_dtype: expected one of "auto" on .*got "int8"'):
+        plan(seven_b, **options | {"device": "a100-80g"}, linear_dtype="int8")
+    # Rows of 14336 / 8 + 1 inputs take as much as those of the next multiple of 128.
+    (seven_b / "config.json").write_text(json.dumps(SEVEN_B | {"intermediate_size": 14344}))
+    uneven = plan(seven_b, **options, tp=8, linear_dtype="int8")
+    (seven_b / "config.json").write_text(json.dumps(SEVEN_B))
+    even = plan(seven_b, **options, tp=8, linear_dtype="int8")
+    assert uneven.weight_bytes - even.weight_bytes == 32 * (2 * (4096 + 4) + 128 * 4096)
+
+
+def test_linears_in_int8_are_refused_on_a_cpu(seven_b: Path) -> None:
+    config = EngineConfig(device="cpu", session_len=100, linear_dtype="int8").native()
+    with pytest.raises(Unsupported, match=r'linear_dtype: expected one of "auto" on cpu.*"int8"'):
+        Engine.load(str(seven_b), config)
+
+
 def check_remedies(
     folder: Path, options: dict[str, Any], device_bytes: int, result: MemoryPlan
 ) -> None:

@@ -49,7 +49,12 @@ int64_t CpuBackend::least_prefill_tokens(const StepLimits&, const AttentionShape
   return 64;  // below this a step is mostly reading weights
 }
 
-int64_t CpuBackend::packed_linear_bytes(int64_t out_features, int64_t in_features) const {
+std::span<const LinearDType> CpuBackend::linear_dtypes() const {
+  static constexpr LinearDType kDTypes[] = {LinearDType::kNative};
+  return kDTypes;
+}
+int64_t CpuBackend::packed_linear_bytes(int64_t out_features, int64_t in_features,
+                                        LinearDType) const {
   return CpuPackedLinear::bytes(dtype_, out_features, in_features);
 }
 std::span<const KvFormat> CpuBackend::kv_formats(int64_t) const {
@@ -69,7 +74,8 @@ int64_t CpuBackend::step_plan_bytes(const StepLimits& limits, const AttentionSha
 }
 
 std::unique_ptr<PackedLinear> CpuBackend::pack_linear(std::span<const WeightView> parts,
-                                                      std::span<const WeightView> biases) {
+                                                      std::span<const WeightView> biases,
+                                                      LinearDType) {
   return std::make_unique<CpuPackedLinear>(dtype_, parts, biases);
 }
 Buffer CpuBackend::pack_vector(const WeightView& vector) { return cpu::pack_vector(vector); }

@@ -29,7 +29,10 @@ class CpuBackend final : public Backend {
   }
 
   Buffer allocate(int64_t bytes) override { return allocate_host(bytes); }
-  int64_t packed_linear_bytes(int64_t out_features, int64_t in_features) const override;
+  std::span<const LinearDType> linear_dtypes() const override;
+  int64_t packed_linear_bytes(int64_t out_features, int64_t in_features,
+                              LinearDType dtype) const override;
+  int64_t linear_workspace_bytes(LinearDType) const override { return 0; }
   std::span<const KvFormat> kv_formats(int64_t head_dim) const override;
   std::span<const PrefillAttention> prefill_attentions(int64_t head_dim) const override;
   int64_t kv_block_bytes(const KvShape& shape) const override;
@@ -38,7 +41,8 @@ class CpuBackend final : public Backend {
                                const AttentionShape& shape) const override;
 
   std::unique_ptr<PackedLinear> pack_linear(std::span<const WeightView> parts,
-                                            std::span<const WeightView> biases) override;
+                                            std::span<const WeightView> biases,
+                                            LinearDType dtype) override;
   Buffer pack_vector(const WeightView& vector) override;
 
   void copy_kv_block(const KvCache& cache, int32_t from, int32_t to, int64_t tokens) override;

@@ -32,6 +32,9 @@ constexpr int64_t kLongStepRows = 256;
 const CudaPackedLinear& packed(const PackedLinear& linear) {
   return static_cast<const CudaPackedLinear&>(linear);
 }
+const CudaInt8Linear& in_int8(const PackedLinear& linear) {
+  return static_cast<const CudaInt8Linear&>(linear);
+}
 /// Columns up to a multiple of 8 are there on both sides, and zero.
 MatrixView with_padding(MatrixView x, const CudaPackedLinear& weight) {
   x.cols = weight.stride();
@@ -154,9 +157,14 @@ Buffer CudaBackend::allocate(int64_t bytes) {
 }
 
 std::unique_ptr<PackedLinear> CudaBackend::pack_linear(std::span<const WeightView> parts,
-                                                       std::span<const WeightView> biases) {
+                                                       std::span<const WeightView> biases,
+                                                       LinearDType dtype) {
   use_device();
-  return std::make_unique<CudaPackedLinear>(stager_, parts, biases);
+  if (dtype == LinearDType::kNative) {
+    return std::make_unique<CudaPackedLinear>(stager_, parts, biases);
+  }
+  int8_.begin();
+  return std::make_unique<CudaInt8Linear>(stager_, parts, biases);
 }
 
 Buffer CudaBackend::pack_vector(const WeightView& vector) {
@@ -236,6 +244,9 @@ void CudaBackend::rms_norm(const MatrixView* delta, const MatrixView& residual,
 }
 
 void CudaBackend::linear(const MatrixView& x, const PackedLinear& weight, const MatrixView& y) {
+  if (weight.linear_dtype() == LinearDType::kInt8) {
+    return int8_.linear(x, in_int8(weight), y, facts_.num_sms, stream_);
+  }
   const CudaPackedLinear& w = packed(weight);
   const MatrixView padded = with_padding(x, w);
   if (x.rows <= kSkinnyRows) {
@@ -249,6 +260,9 @@ void CudaBackend::linear(const MatrixView& x, const PackedLinear& weight, const 
 void CudaBackend::linear_silu_mul(const MatrixView& x, const PackedLinear& weight,
                                   const MatrixView& gate_up, const MatrixView& out) {
   if (x.rows > kSkinnyRows) return Backend::linear_silu_mul(x, weight, gate_up, out);
+  if (weight.linear_dtype() == LinearDType::kInt8) {
+    return int8_.linear_silu_mul(x, in_int8(weight), out, stream_);
+  }
   const CudaPackedLinear& w = packed(weight);
   const auto* bias = static_cast<const float*>(w.bias(DType::kF32));
   linear_silu_mul_skinny(with_padding(x, w), w.weight(), w.stride(), bias, out, stream_);

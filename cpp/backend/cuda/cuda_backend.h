@@ -11,6 +11,7 @@
 #include "backend/cuda/cublaslt.h"
 #include "backend/cuda/cuda_sizes.h"
 #include "backend/cuda/device_memory.h"
+#include "backend/cuda/int8_products.h"
 #include "backend/cuda/step_plan.h"
 #include "backend/cuda/weight_stager.h"
 
@@ -31,7 +32,8 @@ class CudaBackend final : public CudaSizes<Backend> {
   Buffer allocate(int64_t bytes) override;
 
   std::unique_ptr<PackedLinear> pack_linear(std::span<const WeightView> parts,
-                                            std::span<const WeightView> biases) override;
+                                            std::span<const WeightView> biases,
+                                            LinearDType dtype) override;
   Buffer pack_vector(const WeightView& vector) override;
 
   void copy_kv_block(const KvCache& cache, int32_t from, int32_t to, int64_t tokens) override;
@@ -98,6 +100,7 @@ class CudaBackend final : public CudaSizes<Backend> {
   Communicator* group_ = nullptr;  // made here, alive while ops are called; null: one rank
   WeightStager stager_;
   std::unique_ptr<CublasLt> cublas_;
+  Int8Products int8_;
   UploadRing small_;  // rows, targets, samplers
   std::unique_ptr<UploadRing> edits_;
   Buffer drawn_;          // device int32 [kMaxDrawn], of the last draw

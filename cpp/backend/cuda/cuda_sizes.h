@@ -4,6 +4,7 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/device_facts.h"
+#include "backend/cuda/int8_products.h"
 #include "backend/cuda/kv_layout.h"
 #include "backend/cuda/linear.h"
 #include "backend/cuda/prefill_passes.h"
@@ -48,8 +49,18 @@ class CudaSizes : public Base {
             .max_head_dim = 256};
   }
 
-  int64_t packed_linear_bytes(int64_t out_features, int64_t in_features) const override {
-    return CudaPackedLinear::bytes(out_features, in_features);
+  /// Products in bytes have kernels for Hopper alone.
+  std::span<const LinearDType> linear_dtypes() const override {
+    static constexpr LinearDType kDTypes[] = {LinearDType::kNative, LinearDType::kInt8};
+    return std::span(kDTypes).first(facts_.is_hopper() ? 2 : 1);
+  }
+  int64_t packed_linear_bytes(int64_t out_features, int64_t in_features,
+                              LinearDType dtype) const override {
+    return dtype == LinearDType::kInt8 ? CudaInt8Linear::bytes(out_features, in_features)
+                                       : CudaPackedLinear::bytes(out_features, in_features);
+  }
+  int64_t linear_workspace_bytes(LinearDType dtype) const override {
+    return dtype == LinearDType::kInt8 ? Int8Products::kWorkspaceBytes : 0;
   }
   std::span<const KvFormat> kv_formats(int64_t) const override {
     static constexpr KvFormat kFormats[] = {KvFormat::kNative,   KvFormat::kInt8,

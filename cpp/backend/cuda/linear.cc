@@ -3,15 +3,12 @@
 #include "backend/cuda/device_memory.h"
 
 namespace longspan::cuda {
-namespace {
 
 int64_t total_rows(std::span<const WeightView> parts) {
   int64_t rows = 0;
   for (const WeightView& part : parts) rows += part.rows;
   return rows;
 }
-
-int64_t stride_of(int64_t in_features) { return (in_features + 7) / 8 * 8; }
 
 Buffer pack_bias(WeightStager& stager, std::span<const WeightView> biases, int64_t count,
                  DType dtype) {
@@ -23,6 +20,10 @@ Buffer pack_bias(WeightStager& stager, std::span<const WeightView> biases, int64
   }
   return out;
 }
+
+namespace {
+
+int64_t stride_of(int64_t in_features) { return (in_features + 7) / 8 * 8; }
 
 }  // namespace
 

@@ -8,6 +8,12 @@
 
 namespace longspan::cuda {
 
+/// Of stacked parts.
+int64_t total_rows(std::span<const WeightView> parts);
+/// Biases, one after the other: device [count], float32 or bfloat16.
+Buffer pack_bias(WeightStager& stager, std::span<const WeightView> biases, int64_t count,
+                 DType dtype);
+
 /// bfloat16 [out_features][stride], row-major, the stride a multiple of 8; the padding is zero.
 class CudaPackedLinear final : public PackedLinear {
  public:

@@ -3,6 +3,7 @@
 #include "backend/cuda/kv_quantize.cuh"
 #include "backend/cuda/overlap.cuh"
 #include "backend/cuda/rotate_append.h"
+#include "backend/cuda/turn.cuh"
 #include "backend/cuda/vector.cuh"
 
 namespace longspan::cuda {
@@ -132,29 +133,6 @@ __device__ KvScale scale_of(const Task& task, const Head& head, KvRange own, KvR
   own.merge_magnitudes<kLanes>();
   if (task.has_int4()) group.merge_all<kGroupChunks>();
   return (element == KvElement::kInt4 ? group : own).of(element);
-}
-
-/// The sums of turn_head() of kv_quantize.h, in its order, over a run of `lanes` lanes that have a
-/// chunk each, a power of two. For all lanes to call.
-__device__ void turn_run(int lane, int lanes, Eight& y) {
-#pragma unroll
-  for (int half = 1; half < kChunk; half *= 2) {
-#pragma unroll
-    for (int i = 0; i < kChunk; ++i) {
-      if ((i & half) != 0) continue;
-      const float a = y.x[i];
-      const float b = y.x[i + half];
-      y.x[i] = a + b;
-      y.x[i + half] = a - b;
-    }
-  }
-  for (int step = 1; step < lanes; step *= 2) {
-#pragma unroll
-    for (float& x : y.x) {
-      const float other = __shfl_xor_sync(0xffffffff, x, step);
-      x = (lane & step) != 0 ? other - x : x + other;
-    }
-  }
 }
 
 /// turn_head(), a head in runs of whole chunks, of which each lane has that of its number.

@@ -19,10 +19,10 @@ uint16_t bf16_bits(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);  // ties to even
 }
 
-/// Writes load(i), i < count, as out.dtype.
+/// Writes load(i), i < count, as a dtype.
 template <class Load>
-void convert_row(int64_t count, const MatrixView& out, char* to, const Load& load) {
-  if (out.dtype == DType::kF32) {
+void convert_row(int64_t count, DType dtype, char* to, const Load& load) {
+  if (dtype == DType::kF32) {
     auto* values = reinterpret_cast<float*>(to);
     for (int64_t i = 0; i < count; ++i) values[i] = load(i);
   } else {
@@ -31,17 +31,17 @@ void convert_row(int64_t count, const MatrixView& out, char* to, const Load& loa
   }
 }
 
-void stage_row(const WeightView& in, int64_t row, const MatrixView& out, char* to) {
+void stage_row(const WeightView& in, int64_t row, DType dtype, char* to) {
   const void* from = in.row(row);
   const auto* halves = static_cast<const uint16_t*>(from);
-  if (in.dtype == out.dtype) {
+  if (in.dtype == dtype) {
     std::memcpy(to, from, static_cast<size_t>(in.cols * size_of(in.dtype)));
   } else if (in.dtype == DType::kF32) {
-    convert_row(in.cols, out, to, [&](int64_t i) { return static_cast<const float*>(from)[i]; });
+    convert_row(in.cols, dtype, to, [&](int64_t i) { return static_cast<const float*>(from)[i]; });
   } else if (in.dtype == DType::kF16) {
-    convert_row(in.cols, out, to, [&](int64_t i) { return half_to_float(halves[i]); });
+    convert_row(in.cols, dtype, to, [&](int64_t i) { return half_to_float(halves[i]); });
   } else {
-    convert_row(in.cols, out, to,
+    convert_row(in.cols, dtype, to,
                 [&](int64_t i) { return std::bit_cast<float>(uint32_t{halves[i]} << 16); });
   }
 }
@@ -108,6 +108,26 @@ void WeightStager::copy(const WeightView& in, const MatrixView& out) {
     }
     return;
   }
+  const auto width = static_cast<size_t>(row_bytes);
+  stage(in, out.dtype, [&](void* host, int64_t begin, int64_t rows, cudaStream_t stream) {
+    check_cuda(cudaMemcpy2DAsync(out.rows_from(begin, rows).data,
+                                 static_cast<size_t>(out.stride * size_of(out.dtype)), host, width,
+                                 width, static_cast<size_t>(rows), cudaMemcpyHostToDevice, stream),
+               "copying weights");
+  });
+}
+
+void WeightStager::quantize(const WeightView& in, const Int8Matrix& out, int64_t first_row) {
+  check_cuda(cudaSetDevice(device_), "choosing the device");
+  stage(in, DType::kBF16, [&](void* host, int64_t begin, int64_t rows, cudaStream_t stream) {
+    quantize_rows({host, DType::kBF16, rows, in.cols, in.cols}, out, first_row + begin, stream);
+    check_cuda(cudaGetLastError(), "quantising weights");
+  });
+}
+
+template <class Send>
+void WeightStager::stage(const WeightView& in, DType dtype, const Send& send) {
+  const int64_t row_bytes = in.cols * size_of(dtype);
   Lane* lane = acquire();
   try {
     const int64_t most = std::max<int64_t>(1, kHalfBytes / row_bytes);
@@ -116,13 +136,8 @@ void WeightStager::copy(const WeightView& in, const MatrixView& out) {
       const int64_t rows = std::min(most, in.rows - begin);
       char* host = lane->memory.as<char>() + half * kHalfBytes;
       check_cuda(cudaEventSynchronize(lane->copied[half]), "waiting for a copy");
-      for (int64_t r = 0; r < rows; ++r) stage_row(in, begin + r, out, host + r * row_bytes);
-      const auto width = static_cast<size_t>(row_bytes);
-      check_cuda(
-          cudaMemcpy2DAsync(out.rows_from(begin, rows).data,
-                            static_cast<size_t>(out.stride * size_of(out.dtype)), host, width,
-                            width, static_cast<size_t>(rows), cudaMemcpyHostToDevice, lane->stream),
-          "copying weights");
+      for (int64_t r = 0; r < rows; ++r) stage_row(in, begin + r, dtype, host + r * row_bytes);
+      send(host, begin, rows, lane->stream);
       check_cuda(cudaEventRecord(lane->copied[half], lane->stream), "recording an event");
     }
     check_cuda(cudaStreamSynchronize(lane->stream), "copying weights");

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <vector>
 
+#include "backend/cuda/int8_matrix.h"
 #include "core/matrix.h"
 #include "core/memory.h"
 
@@ -27,8 +28,17 @@ class WeightStager {
   /// rows and cols. Done when it returns.
   void copy(const WeightView& in, const MatrixView& out);
 
+  /// Rounds to bfloat16, then turns and quantises into rows first_row and up of `out`
+  /// (int8_matrix.h). The device reads the page-locked memory itself, so that no bfloat16 weights
+  /// are ever there. Done when it returns.
+  void quantize(const WeightView& in, const Int8Matrix& out, int64_t first_row);
+
  private:
   struct Lane;
+  /// Fills halves of a lane with rows of `in` as a dtype and has each sent on, in order, by
+  /// send(host, first row, rows, stream); done when it returns. A row fits in a half.
+  template <class Send>
+  void stage(const WeightView& in, DType dtype, const Send& send);
   Lane* acquire();
   void release(Lane* lane);
 

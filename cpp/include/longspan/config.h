@@ -37,6 +37,10 @@ struct EngineConfig {
   /// and keys; "int8_fp8", and those of weights and values in e4m3. Other than "auto" on a CUDA
   /// device of compute capability 9.0 and heads of 128 alone.
   std::string prefill_attention = "auto";
+  /// What the linears of the layers hold their weights in and multiply in: "auto" (the dtype) or
+  /// "int8" (a scale per output and per token, of rows turned by Hadamard), a CUDA device of
+  /// compute capability 9.0 alone. Embedding and head stay in the dtype.
+  std::string linear_dtype = "auto";
   bool enable_prefix_caching = false;  ///< requests that begin alike share what is computed once
   int64_t max_prefill_token_num = 0;   ///< most prefill tokens in one step; 0: the device's best
   /// 0: the config's RoPE; >= 1: dynamic NTK with that factor.

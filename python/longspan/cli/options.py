@@ -133,6 +133,14 @@ _ENGINE: dict[str, Any] = {
             "(queries and keys) or int8_fp8 (and weights and values). Default: auto.",
         ),
     ],
+    "linear_dtype": Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="Weight matrices of the layers: auto (as --dtype) or, on Hopper GPUs, int8. "
+            "Default: auto.",
+        ),
+    ],
     "enable_prefix_caching": Annotated[
         bool | None,
         typer.Option(
@@ -146,7 +154,15 @@ _ENGINE: dict[str, Any] = {
 #: The options that say where a model comes from.
 SOURCE = ("revision", "use_safetensors")
 #: And those that say what the engine runs on and computes in.
-COMPUTE = ("device", "tp", "cp", "dtype", "kv_cache_dtype", "prefill_attention")
+COMPUTE = (
+    "device",
+    "tp",
+    "cp",
+    "dtype",
+    "kv_cache_dtype",
+    "prefill_attention",
+    "linear_dtype",
+)
 
 Model = Annotated[
     str,

@@ -43,6 +43,7 @@ _ENGINE = (
     "cache_block_seq_len",
     "kv_cache_dtype",
     "prefill_attention",
+    "linear_dtype",
     "enable_prefix_caching",
     "max_prefill_token_num",
     "rope_scaling_factor",

@@ -146,7 +146,7 @@ class Ops : public testing::TestWithParam<Device> {
   /// Packs [N, K] as a checkpoint in bfloat16 holds it.
   std::unique_ptr<PackedLinear> pack(const reference::Matrix& weight) const {
     const HostWeight host(weight, DType::kBF16);
-    return backend().pack_linear({&host.view(), 1}, {});
+    return backend().pack_linear({&host.view(), 1}, {}, LinearDType::kNative);
   }
   Buffer pack_vector(const reference::Matrix& vector) const {
     return backend().pack_vector(HostWeight(vector, DType::kF32).view());

@@ -45,8 +45,8 @@ TEST_P(LinearOps, LinearWithStackedPartsAndBiases) {
       row += part.rows;
     }
     for (const bool with_bias : {true, false}) {
-      const std::unique_ptr<PackedLinear> packed =
-          backend().pack_linear(weight_views, with_bias ? bias_views : std::vector<WeightView>{});
+      const std::unique_ptr<PackedLinear> packed = backend().pack_linear(
+          weight_views, with_bias ? bias_views : std::vector<WeightView>{}, LinearDType::kNative);
       EXPECT_EQ(packed->out_features(), 96);
       EXPECT_EQ(packed->in_features(), in);
       for (const int64_t rows : {1, 5, 16, 17, 130}) {
@@ -75,7 +75,7 @@ TEST_P(LinearOps, LinearAndSiluMulAtOnce) {
     const HostWeight host(weight, DType::kBF16);
     const HostWeight host_bias(bias, DType::kBF16);
     const std::unique_ptr<PackedLinear> packed =
-        backend().pack_linear({&host.view(), 1}, {&host_bias.view(), 1});
+        backend().pack_linear({&host.view(), 1}, {&host_bias.view(), 1}, LinearDType::kNative);
     for (const int64_t rows : {1, 7, 8, 9, 16, 17, 50}) {
       SCOPED_TRACE(testing::Message() << rows << " x " << in << " x 2 * " << inner);
       const DeviceMatrix x = matrix(act(), reference::random_matrix(rows, in, 2.0, 3));

@@ -17,7 +17,11 @@ class GpuSizes final : public BackendSizes {
   DType output_dtype() const override { return DType::kBF16; }
   DType accumulator_dtype() const override { return DType::kF32; }
   DeviceTraits traits() const override { return {.flops_per_second = 1e14, .step_seconds = 0.6}; }
-  int64_t packed_linear_bytes(int64_t out, int64_t in) const override { return 2 * out * in; }
+  std::span<const LinearDType> linear_dtypes() const override { return {}; }
+  int64_t packed_linear_bytes(int64_t out, int64_t in, LinearDType) const override {
+    return 2 * out * in;
+  }
+  int64_t linear_workspace_bytes(LinearDType) const override { return 0; }
   std::span<const KvFormat> kv_formats(int64_t) const override { return {}; }
   std::span<const PrefillAttention> prefill_attentions(int64_t) const override { return {}; }
   int64_t kv_block_bytes(const KvShape& s) const override {

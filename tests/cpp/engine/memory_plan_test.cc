@@ -98,6 +98,10 @@ TEST(MemoryPlan, BadOptionsAreNamed) {
                "prefill_attention: expected one of \"auto\" on cpu (");
   expect_named([](EngineConfig& c) { c.prefill_attention = "int8_fp8"; },
                "prefill_attention: expected one of \"auto\" on cpu (");
+  expect_named([](EngineConfig& c) { c.linear_dtype = "fp4"; },
+               "linear_dtype: expected one of \"auto\", \"int8\"");
+  expect_named([](EngineConfig& c) { c.linear_dtype = "int8"; },
+               "linear_dtype: expected one of \"auto\" on cpu (");
   expect_named([](EngineConfig& c) { c.max_prefill_token_num = -1; }, "max_prefill_token_num");
   expect_named([](EngineConfig& c) { c.tp = 5; }, "tp");
   expect_named([](EngineConfig& c) { c.rope_length = {RopeLengthPolicy::kFixed, 0}; },

@@ -299,7 +299,8 @@ std::vector<Rank> failing_ranks(const test::ModelDir& dir, Ranks size, int faili
     ranks[i].communicator =
         std::make_unique<Failing>(std::move(ends[i]), r == failing ? op : -1, lost);
     const Shard shard(model, r, tp, cp);
-    DecoderWeights weights = load_weights(model, *checkpoint, *ranks[i].backend, shard, 1, {});
+    DecoderWeights weights =
+        load_weights(model, *checkpoint, *ranks[i].backend, shard, LinearDType::kNative, 1, {});
     ranks[i].cache = {ranks[i].backend->allocate(plan.kv_bytes), kv_shape(config, model, shard),
                       plan.num_blocks, plan.block_bytes};
     ranks[i].decoder = std::make_unique<Decoder>(

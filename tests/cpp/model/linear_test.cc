@@ -76,7 +76,7 @@ TEST_F(ParallelLinear, ColumnsOfAllRanksMakeTheWhole) {
     for (int rank = 0; rank < size; ++rank) {
       const LinearTensors mine = slice_rows(tensors_, share_of(kOut, rank, size));
       const LinearTensors* fused[] = {&mine, &mine};
-      const ColumnParallelLinear linear(*backend_, fused);
+      const ColumnParallelLinear linear(*backend_, fused, LinearDType::kNative);
       const int64_t share = kOut / size;
       const Activation y(*backend_, kTokens, 2 * share);
       linear.forward(*backend_, x_.view, y.view);
@@ -94,7 +94,7 @@ TEST_F(ParallelLinear, RowsOfAllRanksAddToTheWhole) {
     std::vector<double> sum(kTokens * kOut, 0.0);
     for (int rank = 0; rank < size; ++rank) {
       const LinearTensors columns = slice_cols(tensors_, share_of(kIn, rank, size), rank == 0);
-      const RowParallelLinear linear(*backend_, columns);
+      const RowParallelLinear linear(*backend_, columns, LinearDType::kNative);
       const int64_t share = kIn / size;
       const Activation mine(*backend_, kTokens, share);
       for (int64_t t = 0; t < kTokens; ++t) {

@@ -68,15 +68,15 @@ void expect_slices_alone_are_read(int cp) {
     const auto checkpoint = Checkpoint::open(dir.path());
     const auto backend = make_backend("cpu", "float32", 1);
     int64_t read = 0;
-    load_weights(model, *checkpoint, *backend, shard, 1,
+    load_weights(model, *checkpoint, *backend, shard, LinearDType::kNative, 1,
                  [&](int64_t done, int64_t) { read = done; });
     const int64_t layer = 48 * (q.size() + 2 * kv.size() + q.size() + 3 * inner.size() + 2);
     EXPECT_EQ(read, 4 * (shape.num_layers * layer + 48 * tokens.size() + 48));
     // What another rank would read is bad, as it must be for this test to mean anything.
     test::expect_throw<CheckpointError>(
         [&] {
-          load_weights(model, *checkpoint, *backend, Shard(model, (rank + 2) % kSize, kSize, cp), 1,
-                       {});
+          load_weights(model, *checkpoint, *backend, Shard(model, (rank + 2) % kSize, kSize, cp),
+                       LinearDType::kNative, 1, {});
         },
         "expected finite values");
   }

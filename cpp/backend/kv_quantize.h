@@ -166,13 +166,11 @@ inline Int4Parameters quantize_int4(const float* x, int64_t n, uint8_t* codes) {
   return parameters;
 }
 
-/// Whether heads of q and k are turned by turn_head() after RoPE. Keys of int8 and int4 gain by it,
-/// since it spreads a dim that stands out, which would set the step of all that share its scale;
-/// q k stays what it was. Those of e4m3 do not: their steps are relative to each element.
-constexpr bool turns_heads(KvElement keys) {
-  return keys == KvElement::kInt8 || keys == KvElement::kInt4;
-}
-constexpr bool turns_heads(KvFormat format) { return turns_heads(key_element(format)); }
+/// Whether heads of q and k are turned by turn_head() after RoPE, which leaves q k what it was. Keys
+/// in integers gain by it since it spreads a dim that stands out, which would set the step of all
+/// that share its scale; those of e4m3, whose steps are relative to each element, since dims that
+/// stand out do so in q and k alike, where an error counts most.
+constexpr bool turns_heads(KvFormat format) { return key_element(format) != KvElement::kNative; }
 
 /// x times an orthonormal Hadamard matrix, its own inverse, for n a power of two.
 inline void hadamard(float* x, int64_t n) {

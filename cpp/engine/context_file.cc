@@ -14,7 +14,7 @@
 namespace longspan {
 namespace {
 
-constexpr std::string_view kFormat = "longspan context 2";
+constexpr std::string_view kFormat = "longspan context 3";
 constexpr int64_t kMaxTokens = std::numeric_limits<int32_t>::max();
 /// Longer than any context: a profile of it is still numbers.
 constexpr int64_t kMaxLength = int64_t{1} << 40;

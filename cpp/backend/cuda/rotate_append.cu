@@ -26,7 +26,6 @@ struct Task {
   const float* k_norm;
   float norm_eps;
   const float* q_factor;
-  bool turns_heads;  // of q and k, as kv_quantize.h says
 
   __device__ bool has_int4() const { return kv.value.element == KvElement::kInt4; }
   __device__ bool has_norm() const { return q_norm != nullptr || k_norm != nullptr; }
@@ -168,8 +167,8 @@ __device__ float norm_scale(const Task& task, float squares) {
   return 1.0f / sqrtf(squares / static_cast<float>(task.kv.head_dim) + task.norm_eps);
 }
 
-/// A row whose heads and rotated halves are whole chunks; where turn_head() is asked for, a head
-/// that rotates whole and is one run of it. A thread takes two chunks of a head: the two that
+/// A row whose heads and rotated halves are whole chunks; of a quantised cache, a head that rotates
+/// whole and is one run of turn_head(). A thread takes two chunks of a head: the two that
 /// rotate by the same angles, or two that pass through; groups of kLanes threads share out the
 /// heads, so that the angles are read once.
 template <int kLanes, bool kQuantized>
@@ -227,14 +226,12 @@ __device__ void append_aligned(const Task& task, const __nv_bfloat16* __restrict
     KvScale by_a{};
     KvScale by_b{};
     if constexpr (kQuantized) {  // every lane, for the shuffles
-      if (task.turns_heads) {
-        Eight turned_a = a;
-        Eight turned_b = b;
-        turn_halves(head_dim, lane, turned_a, turned_b);
-        if (!head.is_v) {
-          a = turned_a;
-          b = turned_b;
-        }
+      Eight turned_a = a;
+      Eight turned_b = b;
+      turn_halves(head_dim, lane, turned_a, turned_b);
+      if (!head.is_v) {
+        a = turned_a;
+        b = turned_b;
       }
       KvRange range_a;
       KvRange range_b;
@@ -293,11 +290,9 @@ __device__ void append_any(const Task& task, const __nv_bfloat16* __restrict__ r
     }
     KvScale by{};
     if constexpr (kQuantized) {  // every lane, for the shuffles
-      if (task.turns_heads) {
-        Eight turned = y;
-        turn_head(head_dim, chunk, turned);
-        if (!head.is_v) y = turned;
-      }
+      Eight turned = y;
+      turn_head(head_dim, chunk, turned);
+      if (!head.is_v) y = turned;
       KvRange range;
       if (count > 0) range.add(y);
       by = scale_of<kLanes>(task, head, range, range);
@@ -360,16 +355,15 @@ __global__ void __launch_bounds__(kThreads)
 void rotate_append(const RotateAppendArgs& args, cudaStream_t stream) {
   if (args.plan.num_tokens == 0) return;
   const KvLayout& kv = args.kv;
-  const bool turns = turns_heads(kv.key.element);
   const Task task{args.plan,   args.kv,       args.layer,     args.qkv.stride,
                   args.q_out,  args.q_stride, args.num_heads, args.q_norm,
-                  args.k_norm, args.norm_eps, args.q_factor,  turns};
+                  args.k_norm, args.norm_eps, args.q_factor};
   const bool quantised = kv.key.element != KvElement::kNative;
   const bool whole = 2 * args.plan.rotary_pairs == kv.head_dim;
   // A group of int4 is a group of lanes where all dims rotate, in halves that are whole groups.
   const bool grouped =
       kv.value.element != KvElement::kInt4 || (whole && args.plan.rotary_pairs % kInt4Group == 0);
-  const bool one_run = !turns || (whole && (kv.head_dim & (kv.head_dim - 1)) == 0);
+  const bool one_run = !quantised || (whole && (kv.head_dim & (kv.head_dim - 1)) == 0);
   const bool aligned = kv.head_dim % kChunk == 0 && args.plan.rotary_pairs % kChunk == 0 &&
                        grouped && one_run && has_whole_eights(args.qkv) &&
                        args.q_stride % kChunk == 0 &&

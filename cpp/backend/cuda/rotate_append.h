@@ -29,7 +29,7 @@ struct RotateAppendArgs {
 
 /// Pair (i, i + rotary_pairs) of every q and k head turns by the plan's angle i; dimensions from
 /// 2 rotary_pairs on pass through. All in float32, rounded to bfloat16 once, or quantised as
-/// kv_quantize.h says. head_dim: even, at most 256; a multiple of 8 where heads are turned.
+/// kv_quantize.h says. head_dim: even, at most 256; a multiple of 8 where the cache is quantised.
 /// Elements of a row beyond head_dim are set to zero, and so are, in bfloat16, values of the
 /// panel's tokens after the last one of a sequence where the panel was begun in this step: stale
 /// values are never multiplied with a probability. Codes and scales of tokens that are not there

@@ -179,13 +179,13 @@ TEST(KvQuantize, HadamardIsSylvestersMatrix) {
   }
 }
 
-TEST(KvQuantize, HeadsOfInt8AndInt4KeysAreTurnedInRuns) {
+TEST(KvQuantize, HeadsOfQuantisedKeysAreTurnedInRuns) {
   for (const int64_t head_dim : {2, 20, 80, 96, 128}) {
     const reference::Matrix x = reference::random_matrix(3, 2 * head_dim, 3.0, 4);
     for (const KvFormat format : {KvFormat::kInt8, KvFormat::kInt8Fp8, KvFormat::kInt8Int4,
                                   KvFormat::kInt4, KvFormat::kFp8, KvFormat::kNative}) {
       SCOPED_TRACE(testing::Message() << head_dim << ", " << name_of(format));
-      const bool keeps = format == KvFormat::kFp8 || format == KvFormat::kNative;
+      const bool keeps = format == KvFormat::kNative;
       const reference::Matrix want = keeps ? x : reference::turned(x, head_dim, KvFormat::kInt4);
       const reference::Matrix got = reference::turned_as_cached(x, head_dim, format);
       for (size_t i = 0; i < want.values.size(); ++i) {

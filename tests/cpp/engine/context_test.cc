@@ -418,7 +418,7 @@ TEST(Context, NothingInAFileIsTrusted) {
     EXPECT_EQ(fresh->metrics().free_blocks, fresh->metrics().total_blocks);
   };
   const Damage damages[] = {
-      {"longspan context 2", "longspan context 1", "format: expected \"longspan context 2\""},
+      {"longspan context 3", "longspan context 2", "format: expected \"longspan context 3\""},
       {"\"format\":", "\"farmot\":", "format: expected the metadata"},
       {"int8_fp8", "int8_fp9", "kv_cache_dtype: expected one"},
       {"\"int8_fp8\"", "\"int8\"    ",

@@ -75,8 +75,7 @@ struct Error {
 /// and e4m3 has 18 powers of two: the 127 others of its step are lost beside it, and so much of
 /// what a row of few keys is to see, for the first one's value is 0.
 Error limit_of(KvFormat format, Kernel kernel, int64_t num_keys) {
-  const bool rounds_keys =
-      kernel == kDecode ? key_element(format) == KvElement::kInt4 : format != KvFormat::kNative;
+  const bool rounds_keys = kernel != kDecode && format != KvFormat::kNative;
   const double cut = kernel == kDecode ? 0 : static_cast<double>(num_keys) / 16 * 0x1p-24;
   if (kernel == kPrefillInt8) return {0.06 + cut, 0.3 + cut};
   if (kernel == kPrefillInt8Fp8) {
@@ -245,6 +244,7 @@ class Sequence {
       const KvFormat format = rows_.shape().format;
       switch (part == KvPart::kKeys ? key_element(format) : value_element(format)) {
         case KvElement::kInt8:
+        case KvElement::kInt6:
           return static_cast<int8_t>(row[c]) * double{bf16_to_float(by[0])};
         case KvElement::kFp8:
           return double{from_e4m3(row[c])} * bf16_to_float(by[0]);

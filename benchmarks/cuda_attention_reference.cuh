@@ -57,6 +57,12 @@ __device__ inline double element_at(const KvTile& tile, const char* head, int to
       return double{__half2float(__half(__nv_cvt_fp8_to_halfraw(code, __NV_E4M3)))} *
              bf16_at(scales);
     }
+    case KvElement::kInt6: {
+      const auto high = *reinterpret_cast<const uint16_t*>(head + tile.high_offset(token, c / 8));
+      const int low = *reinterpret_cast<const uint8_t*>(at) >> (c % 2 * 4) & 15;
+      const int upper = high >> (c % 8 / 2 * 4 + (c % 2 == 0 ? 2 : 0)) & 3;
+      return (((low | upper << 4) ^ 32) - 32) * bf16_at(scales);
+    }
     case KvElement::kInt4: {
       const int code = *reinterpret_cast<const uint8_t*>(at) >> (c % 2 * 4) & 15;
       const char* group = scales + c / static_cast<int>(kInt4Group) * 4;

@@ -46,6 +46,8 @@ __device__ float meaning(uint32_t code, const KvScale& by) {
     return __uint_as_float(code << 16);
   } else if constexpr (element == KvElement::kInt8) {
     return static_cast<float>(static_cast<int8_t>(code)) * by.scale;
+  } else if constexpr (element == KvElement::kInt6) {
+    return static_cast<float>(static_cast<int>(code ^ 32) - 32) * by.scale;
   } else if constexpr (element == KvElement::kFp8) {
     const auto half = __nv_cvt_fp8_to_halfraw(static_cast<__nv_fp8_storage_t>(code), __NV_E4M3);
     return __half2float(__half(half)) * by.scale;
@@ -85,7 +87,7 @@ __global__ void fill_tiles(AttentionArgs args, KvTile tile, uint32_t what, const
       return r.of(element);
     };
     KvScale by;
-    if constexpr (element == KvElement::kInt8 || element == KvElement::kFp8) {
+    if constexpr (element != KvElement::kNative && element != KvElement::kInt4) {
       by = range(0, dim);
       scales[0] = __float2bfloat16(by.scale);
     }
@@ -106,12 +108,19 @@ __global__ void fill_tiles(AttentionArgs args, KvTile tile, uint32_t what, const
         *reinterpret_cast<uint2*>(words) = quantize8<element>(x, by);
         if constexpr (element == KvElement::kInt4) {
           *reinterpret_cast<uint32_t*>(to) = words[0];
+        } else if constexpr (element == KvElement::kInt6) {
+          *reinterpret_cast<uint32_t*>(to) = words[0];
+          *reinterpret_cast<uint16_t*>(at + tile.high_offset(token, col / 8)) =
+              static_cast<uint16_t>(words[1]);
         } else {
           *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(words);
         }
       }
       for (int i = 0; i < 8 && numbers != nullptr && col < dim; ++i) {
-        const uint32_t code = words[i * kBits / 32] >> (i * kBits % 32) & ((1U << kBits) - 1);
+        uint32_t code = words[i * kBits / 32] >> (i * kBits % 32) & ((1U << kBits) - 1);
+        if constexpr (element == KvElement::kInt6) {
+          code |= (words[1] >> (i / 2 * 4 + (i % 2 == 0 ? 2 : 0)) & 3) << 4;
+        }
         numbers[((first_key + key) * args.kv.num_kv_heads + head) * dim + col + i] =
             meaning<element>(code, by);
       }
@@ -325,6 +334,7 @@ class PagedCache {
       const auto kernel = tile.element == KvElement::kNative ? fill_tiles<KvElement::kNative>
                           : tile.element == KvElement::kInt8 ? fill_tiles<KvElement::kInt8>
                           : tile.element == KvElement::kFp8  ? fill_tiles<KvElement::kFp8>
+                          : tile.element == KvElement::kInt6 ? fill_tiles<KvElement::kInt6>
                                                              : fill_tiles<KvElement::kInt4>;
       kernel<<<grid, 256>>>(args_, tile, what, num_keys_->get(), numbers);
     };

@@ -12,6 +12,7 @@
 /// under one head, float32 [head_dim]) at a time. Every backend makes the same codes and parameters
 /// bit for bit; where it keeps them is its own. A row is quantised once, when it is appended.
 ///   int8:  x ~ scale q, -127 <= q <= 127; scale = max |x| / 127, rounded up to bfloat16;
+///   int6:  likewise, -31 <= q <= 31; scale = max |x| / 31;
 ///   e4m3:  x ~ scale q, |q| <= 448; scale = max |x| / 448, rounded up to bfloat16;
 ///   int4:  by groups of kInt4Group dims, the last one of what is left: x ~ zero + scale q,
 ///          0 <= q <= 15; zero = min x, rounded down to bfloat16, scale = (max x - zero) / 15,
@@ -22,7 +23,7 @@
 namespace longspan {
 
 /// How elements are held.
-enum class KvElement : uint8_t { kNative, kInt8, kFp8, kInt4 };
+enum class KvElement : uint8_t { kNative, kInt8, kFp8, kInt6, kInt4 };
 
 constexpr KvElement key_element(KvFormat format) {
   switch (format) {
@@ -33,7 +34,7 @@ constexpr KvElement key_element(KvFormat format) {
     case KvFormat::kFp8:
       return KvElement::kFp8;
     case KvFormat::kInt4:
-      return KvElement::kInt4;
+      return KvElement::kInt6;
     case KvFormat::kNative:
       break;
   }
@@ -54,6 +55,11 @@ constexpr KvElement value_element(KvFormat format) {
       break;
   }
   return KvElement::kNative;
+}
+
+/// The largest magnitude of a code of int8, int6 or e4m3.
+constexpr float largest_code(KvElement element) {
+  return element == KvElement::kInt8 ? 127.0F : element == KvElement::kInt6 ? 31.0F : 448.0F;
 }
 
 /// Dims of a group that shares a scale and a zero in int4.
@@ -108,9 +114,9 @@ uint16_t quantize_symmetric(const float* x, int64_t n, float largest, Code* code
   return scale;
 }
 
-/// Codes [n] of a row as int8, to the nearest integer, ties to even; returns its scale.
-inline uint16_t quantize_int8(const float* x, int64_t n, int8_t* codes) {
-  return quantize_symmetric(x, n, 127.0F, codes,
+/// Codes [n] of a row as int8 or int6, to the nearest integer, ties to even; returns its scale.
+inline uint16_t quantize_integers(KvElement element, const float* x, int64_t n, int8_t* codes) {
+  return quantize_symmetric(x, n, largest_code(element), codes,
                             [](float y) { return static_cast<int8_t>(std::rint(y)); });
 }
 
@@ -137,7 +143,7 @@ inline float from_e4m3(uint8_t code) {
 
 /// Codes [n] of a row as e4m3; returns its scale.
 inline uint16_t quantize_fp8(const float* x, int64_t n, uint8_t* codes) {
-  return quantize_symmetric(x, n, 448.0F, codes, to_e4m3);
+  return quantize_symmetric(x, n, largest_code(KvElement::kFp8), codes, to_e4m3);
 }
 
 /// Of a group: bfloat16 bits.
@@ -166,10 +172,10 @@ inline Int4Parameters quantize_int4(const float* x, int64_t n, uint8_t* codes) {
   return parameters;
 }
 
-/// Whether heads of q and k are turned by turn_head() after RoPE, which leaves q k what it was. Keys
-/// in integers gain by it since it spreads a dim that stands out, which would set the step of all
-/// that share its scale; those of e4m3, whose steps are relative to each element, since dims that
-/// stand out do so in q and k alike, where an error counts most.
+/// Whether heads of q and k are turned by turn_head() after RoPE, which leaves q k what it was.
+/// Keys in integers gain by it since it spreads a dim that stands out, which would set the step of
+/// all that share its scale; those of e4m3, whose steps are relative to each element, since dims
+/// that stand out do so in q and k alike, where an error counts most.
 constexpr bool turns_heads(KvFormat format) { return key_element(format) != KvElement::kNative; }
 
 /// x times an orthonormal Hadamard matrix, its own inverse, for n a power of two.

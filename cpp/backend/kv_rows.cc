@@ -39,6 +39,7 @@ void read_row(KvElement element, DType dtype, int64_t head_dim, const std::byte*
       }
       return;
     case KvElement::kInt8:
+    case KvElement::kInt6:
     case KvElement::kFp8: {
       const float scale = bf16_to_float(read_bf16(parameters, 0));
       for (int64_t d = 0; d < head_dim; ++d) {
@@ -71,7 +72,9 @@ void write_row(KvElement element, DType dtype, int64_t head_dim, const float* x,
       }
       return;
     case KvElement::kInt8:
-      write_bf16(quantize_int8(x, head_dim, reinterpret_cast<int8_t*>(row)), parameters, 0);
+    case KvElement::kInt6:
+      write_bf16(quantize_integers(element, x, head_dim, reinterpret_cast<int8_t*>(row)),
+                 parameters, 0);
       return;
     case KvElement::kFp8:
       write_bf16(quantize_fp8(x, head_dim, reinterpret_cast<uint8_t*>(row)), parameters, 0);
@@ -187,6 +190,10 @@ bool is_finite(const KvRows& rows, std::span<const std::byte> data) {
       } else if (element == KvElement::kFp8) {
         finite &= std::none_of(row, row + rows.head_bytes(part),
                                [](std::byte code) { return (code & kE4m3NaN) == kE4m3NaN; });
+      } else if (element == KvElement::kInt6) {
+        finite &= std::all_of(row, row + rows.head_bytes(part), [](std::byte code) {
+          return std::abs(std::bit_cast<int8_t>(code)) <= largest_code(KvElement::kInt6);
+        });
       }
     }
   });

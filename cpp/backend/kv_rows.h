@@ -22,11 +22,10 @@ inline constexpr std::array<KvPart, 4> kKvParts = {
 /// Keys and values of some tokens in host memory, in an order that is no backend's own, so that
 /// every backend and file can have it: the parts one after another, each
 /// [layer][kv_head][token][row_bytes]. A row of
-///   keys or values is [head_dim]: native elements; int8 or e4m3 codes, a byte each; int4 codes,
-///   two
-///     to a byte, the even dim low;
-///   parameters is bfloat16: the scale of int8 and e4m3; of int4 [groups]{scale, zero}; native:
-///   none.
+///   keys or values is [head_dim]: native elements; int8, int6 or e4m3 codes, a byte each; int4
+///     codes, two to a byte, the even dim low;
+///   parameters is bfloat16: the scale of int8, int6 and e4m3; of int4 [groups]{scale, zero};
+///     native: none.
 class KvRows {
  public:
   /// shape: of the heads and the format that are here; dtype: what kNative means.
@@ -104,7 +103,7 @@ void put_rows(const KvRows& some, std::span<const std::byte> from, KvPlace place
 void convert_kv_rows(const KvRows& from_rows, std::span<const std::byte> from,
                      const KvRows& to_rows, std::span<std::byte> to);
 
-/// Whether every row is made of finite numbers.
+/// Whether every row is made of finite numbers, and of codes that its format has.
 bool is_finite(const KvRows& rows, std::span<const std::byte> data);
 
 }  // namespace longspan

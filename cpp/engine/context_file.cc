@@ -42,6 +42,7 @@ const char* dtype_of(const KvRows& rows, KvPart part) {
     case KvElement::kNative:
       return rows.dtype() == DType::kF32 ? "F32" : "BF16";
     case KvElement::kInt8:
+    case KvElement::kInt6:
       return "I8";
     case KvElement::kFp8:
       return "F8_E4M3";

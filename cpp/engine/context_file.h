@@ -22,10 +22,10 @@ struct ContextFacts {
 };
 
 // A context file is safetensors. Keys and values are [layers, kv_heads, tokens, head_dim]: native
-// elements (F32, BF16), I8 or F8_E4M3, or U8 with two int4 codes a byte; their scales are BF16
-// [layers, kv_heads, tokens], of int4 [layers, kv_heads, tokens, groups, 2]: scale and zero
-// (backend/kv_rows.h). token_ids is I32 [tokens], rope.inv_freq F64 [pairs]; the rest is metadata.
-// It knows of no blocks: it can be read into blocks of any length.
+// elements (F32, BF16), I8 (int6 too) or F8_E4M3, or U8 with two int4 codes a byte; their scales
+// are BF16 [layers, kv_heads, tokens], of int4 [layers, kv_heads, tokens, groups, 2]: scale and
+// zero (backend/kv_rows.h). token_ids is I32 [tokens], rope.inv_freq F64 [pairs]; the rest is
+// metadata. It knows of no blocks: it can be read into blocks of any length.
 
 /// Writes one, some tokens at a time.
 class ContextWriter {

@@ -133,7 +133,8 @@ class EngineConfig(_Options):
     cache_max_entry_count: KV cache as a fraction of free memory, or a number of blocks.
     cache_block_seq_len: tokens per KV block, on each cp rank: 64, 128 or 256.
     kv_cache_dtype: what keys and values are held in: "auto" (the dtype), "int8", "fp8" (e4m3),
-        "int8_fp8" (int8 keys, fp8 values), "int8_int4" or "int4".
+        "int8_fp8" (int8 keys, fp8 values), "int8_int4" or "int4" (keys of six bits, values of
+        four).
     quant_policy: LMDeploy's name for the same: 8 is "int8", 4 is "int4", 0 leaves it to
         kv_cache_dtype.
     prefill_attention: what attention of a prompt forms its products in: "auto" (the dtype);

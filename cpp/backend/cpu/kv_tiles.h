@@ -13,9 +13,9 @@ namespace longspan::cpu {
 inline constexpr int64_t kKeyTile = 64;
 
 /// A tile of keys or of values. Its elements are in the layout of panel.h for the activation dtype:
-/// themselves, or as codes of kv_quantize.h, a byte each and in int4 half a byte; then the
-/// parameters follow, bfloat16: of int8 and e4m3 the scales [64 keys]; of int4 the scales [groups]
-/// [64 keys], then the zeros likewise. A parameter of 0 makes elements of 0, whatever the code.
+/// themselves, or as codes of kv_quantize.h, a byte each, in int6 six bits and in int4 four; then
+/// the parameters follow, bfloat16: of int4 the scales [groups][64 keys], then the zeros likewise;
+/// of others the scales [64 keys]. A parameter of 0 makes elements of 0, whatever the code.
 struct KvTile {
   KvElement element = KvElement::kNative;
   int64_t groups = 0;      ///< of a row, that have parameters of their own
@@ -33,6 +33,10 @@ struct KvTile {
         groups = 1;
         code_bytes = elements;
         break;
+      case KvElement::kInt6:
+        groups = 1;
+        code_bytes = elements / 4 * 3;
+        break;
       case KvElement::kInt4:
         groups = int4_groups(head_dim);
         code_bytes = elements / 2;
@@ -48,6 +52,11 @@ struct KvTile {
   /// Where code i of int4 is: of every 64, the first 32 are lower halves and the others upper.
   static constexpr int64_t byte_of_int4(int64_t i) { return i / 64 * 32 + i % 32; }
   static constexpr int shift_of_int4(int64_t i) { return static_cast<int>(i % 64 / 32 * 4); }
+  /// Where code i of int6 is, in two's complement: of every 64 the lower four bits as in int4, then
+  /// the upper two, of the first 16 in the lowest bits of 16 bytes and so on.
+  static constexpr int64_t low_of_int6(int64_t i) { return i / 64 * 48 + i % 32; }
+  static constexpr int64_t high_of_int6(int64_t i) { return i / 64 * 48 + 32 + i % 16; }
+  static constexpr int shift_of_high(int64_t i) { return static_cast<int>(i % 64 / 16 * 2); }
 };
 
 /// Index within the tile of keys of element d of key n.
@@ -64,13 +73,31 @@ constexpr int64_t value_index(int64_t n, int64_t d) {
 
 /// Writes one code of a tile.
 inline void store_code(const KvTile& tile, int64_t index, uint8_t code, uint8_t* codes) {
-  if (tile.element != KvElement::kInt4) {
+  const auto put = [&](int64_t at, int shift, int bits, int value) {
+    const int mask = (1 << bits) - 1;
+    codes[at] = static_cast<uint8_t>((codes[at] & ~(mask << shift)) | (value & mask) << shift);
+  };
+  if (tile.element == KvElement::kInt4) {
+    put(KvTile::byte_of_int4(index), KvTile::shift_of_int4(index), 4, code);
+  } else if (tile.element == KvElement::kInt6) {
+    put(KvTile::low_of_int6(index), KvTile::shift_of_int4(index), 4, code);
+    put(KvTile::high_of_int6(index), KvTile::shift_of_high(index), 2, code >> 4);
+  } else {
     codes[index] = code;
-    return;
   }
-  uint8_t& byte = codes[KvTile::byte_of_int4(index)];
-  const int shift = KvTile::shift_of_int4(index);
-  byte = static_cast<uint8_t>((byte & (0xf0 >> shift)) | (code << shift));
+}
+
+/// Reads one: a byte, of int6 with its sign.
+inline uint8_t load_code(const KvTile& tile, int64_t index, const uint8_t* codes) {
+  if (tile.element == KvElement::kInt4) {
+    return codes[KvTile::byte_of_int4(index)] >> KvTile::shift_of_int4(index) & 0xf;
+  }
+  if (tile.element == KvElement::kInt6) {
+    const int low = codes[KvTile::low_of_int6(index)] >> KvTile::shift_of_int4(index) & 0xf;
+    const int high = codes[KvTile::high_of_int6(index)] >> KvTile::shift_of_high(index) & 3;
+    return static_cast<uint8_t>(((low | high << 4) ^ 32) - 32);
+  }
+  return codes[index];
 }
 
 /// Where the tiles of a block are. A block is [layer][kv_head]{K, V}, tiles aligned to 64 bytes:

@@ -45,11 +45,11 @@ void read_tile(const TileRows<std::byte>& t) {
       if (t.tile.element == KvElement::kNative) {
         std::memcpy(row + d * sizeof(Act), t.data + index * sizeof(Act), sizeof(Act));
       } else if (t.tile.element == KvElement::kInt4) {
-        const int code = codes[KvTile::byte_of_int4(index)] >> KvTile::shift_of_int4(index) & 0xf;
+        const int code = load_code(t.tile, index, codes);
         const auto other = d % 2 == 0 ? std::byte{0} : row[d / 2];
         row[d / 2] = other | static_cast<std::byte>(code << (d % 2 * 4));
       } else {
-        row[d] = std::byte{codes[index]};
+        row[d] = std::byte{load_code(t.tile, index, codes)};
       }
     }
     for (int64_t i = 0; i < t.parameter_bytes / 2; ++i) {

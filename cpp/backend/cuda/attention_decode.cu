@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncthreads();
     const Queries<C> queries(smem_address(shared.q), lane);
     float factor[2] = {seq.scale_log2, seq.scale_log2};
-    if constexpr (C::Key::kElement == KvElement::kInt8) {
+    if constexpr (C::Key::kIntegers) {
       factor[0] *= shared.q_scale[lane / 4];
       factor[1] *= shared.q_scale[lane / 4 + 8];
     }
@@ -162,6 +162,7 @@ Variant variant_of(const KvLayout& kv) {
   constexpr KvElement kNative = KvElement::kNative;
   constexpr KvElement kInt8 = KvElement::kInt8;
   constexpr KvElement kFp8 = KvElement::kFp8;
+  constexpr KvElement kInt6 = KvElement::kInt6;
   constexpr KvElement kInt4 = KvElement::kInt4;
   switch (kv.key.element) {
     case kInt8:
@@ -170,8 +171,9 @@ Variant variant_of(const KvLayout& kv) {
                                         : quantized_variant<kInt8, kInt4>(kv.row_dim);
     case kFp8:
       return quantized_variant<kFp8, kFp8>(kv.row_dim);
-    case kInt4:
-      return quantized_variant<kInt4, kInt4>(kv.row_dim);
+    case kInt6:
+      return quantized_variant<kInt6, kInt4>(kv.row_dim);
+    case kInt4:  // holds no keys
     case kNative:
       break;
   }

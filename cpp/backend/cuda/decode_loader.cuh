@@ -16,18 +16,23 @@ constexpr int kExchangeCols = 64;
 constexpr int kExchangeStride = kExchangeCols + 8;
 
 /// A slice of keys or of values, what a warp takes at a time, as it lies in a stage:
-/// [kPanels][kKeys rows of kRowBytes, swizzled as in the pool], then [kKeys] scales.
+/// [kPanels][kKeys rows of kRowBytes, swizzled as in the pool], then [kKeys] high bits and [kKeys]
+/// scales.
 template <KvElement element, int row_dim, int keys>
 struct Slice {
   static constexpr int kKeys = keys;
   static constexpr KvElement kElement = element;
   static constexpr bool kNative = element == KvElement::kNative;
+  /// Whether keys are multiplied as integers.
+  static constexpr bool kIntegers = element == KvElement::kInt8 || element == KvElement::kInt6;
   static constexpr int kTokenBytes = row_dim * bits_of(element) / 8;
   static constexpr int kRowBytes = kTokenBytes < 128 ? kTokenBytes : 128;
   static constexpr int kPanels = kTokenBytes / kRowBytes;
   static constexpr int kPanelBytes = kKeys * kRowBytes;  // of the slice's rows of a panel
   static constexpr int kScaleBytes = kv_scale_bytes(element, row_dim);
-  static constexpr int kScales = kPanels * kPanelBytes;
+  static constexpr int kHighBytes = kv_high_bytes(element, row_dim);
+  static constexpr int kHigh = kPanels * kPanelBytes;
+  static constexpr int kScales = kHigh + kKeys * kHighBytes;
   static constexpr int kBytes = kScales + kKeys * kScaleBytes;
   static constexpr int kStageBytes = (kBytes + 127) / 128 * 128;
 
@@ -62,7 +67,7 @@ struct Cache {
 template <class C>
 struct Fixed {
   uint8_t q[C::kQueryPanels * kQueryPanel];  // [panels][kDecodePairs rows of 128 bytes, swizzled]
-  float q_scale[kDecodePairs];               // where keys are int8, of what is in q
+  float q_scale[kDecodePairs];               // where keys are integers, of what is in q
   float exchange[kWarps][kDecodePairs][kExchangeStride];
   float max[kWarps][kDecodePairs];
   float sum[kWarps][kDecodePairs];
@@ -125,6 +130,7 @@ class SliceLoader {
     const char* rows = from_ + tile.offset +
                        in_block_ / kPanelTokens * (S::kPanels * kPanelTokens * S::kRowBytes) +
                        row * S::kRowBytes;
+    const char* high = from_ + tile.high + in_block_ * S::kHighBytes;
     const char* scales = from_ + tile.scales + in_block_ * S::kScaleBytes;
 #if __CUDA_ARCH__ >= 900
     if (lane_ == 0) {
@@ -134,16 +140,22 @@ class SliceLoader {
         bulk_copy_once(stage + p * S::kPanelBytes, rows + p * (kPanelTokens * S::kRowBytes),
                        S::kPanelBytes, landed);
       }
+      if constexpr (S::kHighBytes > 0) {
+        bulk_copy_once(stage + S::kHigh, high, S::kKeys * S::kHighBytes, landed);
+      }
       if constexpr (S::kScaleBytes > 0) {
         bulk_copy_once(stage + S::kScales, scales, S::kKeys * S::kScaleBytes, landed);
       }
     }
 #else
 #pragma unroll
-    for (int i = 0; i < S::kScales; i += 32 * 16) {
+    for (int i = 0; i < S::kHigh; i += 32 * 16) {
       const int byte = i + lane_ * 16;
       cp_async(stage + byte, rows + byte / S::kPanelBytes * (kPanelTokens * S::kRowBytes) +
                                  byte % S::kPanelBytes);
+    }
+    for (int byte = lane_ * 16; byte < S::kKeys * S::kHighBytes; byte += 32 * 16) {
+      cp_async(stage + S::kHigh + byte, high + byte);
     }
     for (int byte = lane_ * 16; byte < S::kKeys * S::kScaleBytes; byte += 32 * 16) {
       cp_async(stage + S::kScales + byte, scales + byte);

@@ -60,16 +60,17 @@ struct Softmax {
 constexpr float kLargestQuery = 127 * 256 + 127;
 
 /// Puts chunk `chunk` of a pair's query, 8 elements, where Queries reads what keys are multiplied
-/// by: for keys of int8 the elements as numbers of two bytes times a scale, [high or low][row_dim];
-/// for others the elements in the order in which widen() gives those of a key. For whole warps to
-/// call, the chunks of a pair by neighbouring lanes.
+/// by: for keys in integers the elements as numbers of two bytes times a scale, [high or low]
+/// [row_dim], in int6 of every 32 the even ones first; for others the elements in the order in which
+/// widen() gives those of a key. For whole warps to call, the chunks of a pair by neighbouring lanes.
 template <class C>
 __device__ void put_query(Fixed<C>& shared, int pair, int chunk, uint4 q) {
   using S = typename C::Key;
   const auto at = [&](int c) { return shared.q + c / 8 * kQueryPanel + swizzle(pair, c % 8); };
   if constexpr (S::kNative) {
     *reinterpret_cast<uint4*>(at(chunk)) = q;
-  } else if constexpr (S::kElement == KvElement::kInt8) {
+  } else if constexpr (S::kIntegers) {
+    constexpr bool kInt6 = S::kElement == KvElement::kInt6;
     const Eight x = eight_of(q);
     KvRange range;
     range.add(x);
@@ -83,22 +84,26 @@ __device__ void put_query(Fixed<C>& shared, int pair, int chunk, uint4 q) {
     for (int i = 0; i < 8; ++i) {
       const int number = __float2int_rn(x.x[i] * inverse);
       const int high = (number + 128) >> 8;
-      words[0][i / 4] |= (high & 0xff) << (i % 4 * 8);
-      words[1][i / 4] |= ((number - high * 256) & 0xff) << (i % 4 * 8);
+      const int word = kInt6 ? i % 2 : i / 4;
+      const int shift = (kInt6 ? i / 2 : i % 4) * 8;
+      words[0][word] |= (high & 0xff) << shift;
+      words[1][word] |= ((number - high * 256) & 0xff) << shift;
     }
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
-      reinterpret_cast<uint2*>(at(part * (C::kRowDim / 16) + chunk / 2))[chunk % 2] =
-          make_uint2(words[part][0], words[part][1]);
-    }
-    if (chunk == 0) shared.q_scale[pair] = scale;
-  } else if constexpr (S::kElement == KvElement::kInt4) {
-    const uint32_t words[4] = {__byte_perm(q.x, q.z, 0x5410), __byte_perm(q.x, q.z, 0x7632),
-                               __byte_perm(q.y, q.w, 0x5410), __byte_perm(q.y, q.w, 0x7632)};
+      const int first = part * (C::kRowDim / 16);
+      if constexpr (kInt6) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      reinterpret_cast<uint32_t*>(at(chunk / 4 * 4 + i))[chunk % 4] = words[i];
+        for (int w = 0; w < 2; ++w) {
+          reinterpret_cast<uint32_t*>(at(first + chunk / 4 * 2 + w))[chunk % 4] = words[part][w];
+        }
+      } else {
+        reinterpret_cast<uint2*>(at(first + chunk / 2))[chunk % 2] =
+            make_uint2(words[part][0], words[part][1]);
+      }
     }
+    // Codes of int6 come times 4.
+    if (chunk == 0) shared.q_scale[pair] = kInt6 ? scale / 4 : scale;
   } else {
     reinterpret_cast<uint2*>(at(chunk / 2 * 2))[chunk % 2] =
         make_uint2(__byte_perm(q.x, q.y, 0x5410), __byte_perm(q.z, q.w, 0x5410));
@@ -146,20 +151,40 @@ __device__ inline uint32_t read_shared(uint32_t address) {
   return word;
 }
 
+template <int n>
+__device__ void read_shared(uint32_t address, uint32_t (&words)[n]) {
+  if constexpr (n == 1) {
+    words[0] = read_shared(address);
+  } else {
+#pragma unroll
+    for (int i = 0; i < n; i += 2) {
+      asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+                   : "=r"(words[i]), "=r"(words[i + 1])
+                   : "r"(address + i * 4)
+                   : "memory");
+    }
+  }
+}
+
+/// Of a row of int6, the high bits that go with the words a lane gets of its chunks.
+template <class S>
+struct HighBits {
+  uint32_t words[S::kHighBytes / 16];
+
+  __device__ HighBits(uint32_t slice, int row, int lane) {
+    read_shared(slice + S::kHigh + row * S::kHighBytes + lane % 4 * (S::kHighBytes / 4), words);
+  }
+  /// With the word of 16-byte chunk `chunk`, in the low half.
+  __device__ uint32_t of(int chunk) const { return words[chunk / 2] >> (chunk % 2 * 16); }
+};
+
 /// The scales and zeros of a row of int4, by group.
 template <class S>
 struct GroupScales {
   uint32_t words[S::kScaleBytes / 4];
 
   __device__ GroupScales(uint32_t slice, int row) {
-    const uint32_t at = slice + S::kScales + row * S::kScaleBytes;
-#pragma unroll
-    for (int i = 0; i < S::kScaleBytes / 4; i += 2) {
-      asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
-                   : "=r"(words[i]), "=r"(words[i + 1])
-                   : "r"(at + i * 4)
-                   : "memory");
-    }
+    read_shared(slice + S::kScales + row * S::kScaleBytes, words);
   }
   /// Of the group of 16-byte chunk `chunk`.
   __device__ uint32_t of(int chunk) const {
@@ -173,14 +198,14 @@ struct NoScales {
 template <class S>
 using ScalesOf = std::conditional_t<S::kElement == KvElement::kInt4, GroupScales<S>, NoScales>;
 
-/// scores[16 pairs][kKeys] = Q K^T but for the keys' scales, and of keys of int8 the queries', in
-/// two sums that do not wait for each other.
+/// scores[16 pairs][kKeys] = Q K^T but for the keys' scales, and of keys in integers the queries',
+/// in two sums that do not wait for each other.
 template <class C>
 __device__ void multiply_keys(const Queries<C>& queries, uint32_t keys, int lane,
                               float (&scores)[C::kKeys / 8][4]) {
   using S = typename C::Key;
-  // Of keys of int8 a product with the high bytes and one with the low, exact.
-  using Sum = std::conditional_t<S::kElement == KvElement::kInt8, int32_t, float>;
+  // Of keys in integers a product with the high bytes and one with the low, exact.
+  using Sum = std::conditional_t<S::kIntegers, int32_t, float>;
   Sum sums[2][C::kKeys / 8][4] = {};
   if constexpr (S::kElement == KvElement::kInt8) {
     constexpr int kSteps = C::kRowDim / 32;
@@ -199,6 +224,31 @@ __device__ void multiply_keys(const Queries<C>& queries, uint32_t keys, int lane
         for (int part = 0; part < 2; ++part) {
           mma(sums[part][2 * t], a[part], b[0], b[2]);
           mma(sums[part][2 * t + 1], a[part], b[1], b[3]);
+        }
+      }
+    }
+  } else if constexpr (S::kElement == KvElement::kInt6) {
+    constexpr int kSteps = C::kRowDim / 32;  // a chunk of 16 bytes each
+    const uint32_t row = lane % 16;
+    const uint32_t half = lane / 16;
+#pragma unroll
+    for (int t = 0; t < C::kKeys / 16; ++t) {
+      const HighBits<S> high[2] = {{keys, t * 16 + lane / 4, lane},
+                                   {keys, t * 16 + 8 + lane / 4, lane}};
+#pragma unroll
+      for (int c = 0; c < kSteps; c += 2) {
+        uint32_t words[4];  // [chunk][keys 0 to 7, or 8 to 15]
+        ldmatrix(words, keys + S::at(t * 16 + row, c + half));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          uint32_t b[2];
+          bytes_of_int6(words[i], high[i % 2].of(c + i / 2), b);
+#pragma unroll
+          for (int part = 0; part < 2; ++part) {
+            uint32_t a[4];
+            queries.get(part * kSteps + c + i / 2, a);
+            mma(sums[part][2 * t + i % 2], a, b[0], b[1]);
+          }
         }
       }
     }
@@ -225,7 +275,6 @@ __device__ void multiply_keys(const Queries<C>& queries, uint32_t keys, int lane
     const uint32_t half = lane / 16;
 #pragma unroll
     for (int t = 0; t < C::kKeys / 16; ++t) {
-      const ScalesOf<S> scales[2] = {{keys, t * 16 + lane / 4}, {keys, t * 16 + 8 + lane / 4}};
 #pragma unroll
       for (int c = 0; c < S::kTokenBytes / 16; c += 2) {
         uint32_t words[4];  // [chunk][keys 0 to 7, or 8 to 15]
@@ -234,11 +283,6 @@ __device__ void multiply_keys(const Queries<C>& queries, uint32_t keys, int lane
         for (int i = 0; i < 4; ++i) {
           uint32_t pairs[kPairs];
           widen<S::kElement>(words[i], pairs);
-          if constexpr (S::kElement == KvElement::kInt4) {
-            const uint32_t by = scales[i % 2].of(c + i / 2);
-#pragma unroll
-            for (uint32_t& pair : pairs) pair = scaled(pair, twice_low(by), twice_high(by));
-          }
 #pragma unroll
           for (int s = 0; s < kSteps; ++s) {
             uint32_t a[4];
@@ -253,7 +297,7 @@ __device__ void multiply_keys(const Queries<C>& queries, uint32_t keys, int lane
   for (int n = 0; n < C::kKeys / 8; ++n) {
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      if constexpr (S::kElement == KvElement::kInt8) {
+      if constexpr (S::kIntegers) {
         scores[n][c] = static_cast<float>(sums[0][n][c] * 256 + sums[1][n][c]);
       } else {
         scores[n][c] = sums[0][n][c] + sums[1][n][c];

@@ -8,7 +8,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kAtOnce = 4;  // chunks that a thread has under way
 
-/// Eight codes as a chunk of bfloat16, in order; x alone holds those of int4.
+/// Eight codes, as quantize8() gives them, as a chunk of bfloat16, in order.
 template <KvElement element>
 __device__ uint4 dequantize8(uint2 codes, uint32_t scales) {
   constexpr int kPairs = kHalfWord<element>;
@@ -17,7 +17,11 @@ __device__ uint4 dequantize8(uint2 codes, uint32_t scales) {
 #pragma unroll
   for (int w = 0; w < 4 / kPairs; ++w) {
     uint32_t pairs[kPairs];
-    widen<element>(words[w], pairs);
+    if constexpr (element == KvElement::kInt6) {
+      widen_int6(codes.x, codes.y, pairs);
+    } else {
+      widen<element>(words[w], pairs);
+    }
 #pragma unroll
     for (uint32_t& pair : pairs) {
       pair = element == KvElement::kInt4 ? scaled(pair, twice_low(scales), twice_high(scales))
@@ -65,6 +69,11 @@ __device__ void dequantize_panel(const DequantizeKvArgs& args, const KvTile& fro
       if constexpr (element == KvElement::kInt4) {
         codes[i].x = *reinterpret_cast<const uint32_t*>(at);
         scales[i] = reinterpret_cast<const uint32_t*>(by)[chunk * 8 / kInt4Group];
+      } else if constexpr (element == KvElement::kInt6) {
+        codes[i].x = *reinterpret_cast<const uint32_t*>(at);
+        codes[i].y =
+            *reinterpret_cast<const uint16_t*>(head + from.high_offset(in_block + token, chunk));
+        scales[i] = *reinterpret_cast<const uint16_t*>(by);
       } else {
         codes[i] = *reinterpret_cast<const uint2*>(at);
         scales[i] = *reinterpret_cast<const uint16_t*>(by);
@@ -91,6 +100,8 @@ __global__ void __launch_bounds__(kThreads)
       return dequantize_panel<KvElement::kInt8>(args, from, to);
     case KvElement::kFp8:
       return dequantize_panel<KvElement::kFp8>(args, from, to);
+    case KvElement::kInt6:
+      return dequantize_panel<KvElement::kInt6>(args, from, to);
     case KvElement::kInt4:
       return dequantize_panel<KvElement::kInt4>(args, from, to);
     case KvElement::kNative:

@@ -11,10 +11,24 @@ namespace {
 
 constexpr int64_t kChunkBytes = 16;
 
-/// Calls move(bytes in the block, bytes in the rows, count) for every run that is unbroken in both.
-template <class BlockByte, class RowByte, class Move>
+/// Eight codes of int6 as KvTile has them.
+struct EightInt6 {
+  uint32_t low = 0;
+  uint16_t high = 0;
+
+  static constexpr int shift_of_high(int i) { return i / 2 * 4 + (i % 2 == 0 ? 2 : 0); }
+  uint32_t code(int i) const { return (low >> 4 * i & 15U) | (high >> shift_of_high(i) & 3U) << 4; }
+  void set(int i, uint32_t code) {
+    low |= (code & 15U) << 4 * i;
+    high = static_cast<uint16_t>(high | (code >> 4 & 3U) << shift_of_high(i));
+  }
+};
+
+/// Calls move(bytes in the block, bytes in the rows, count) for every run that is unbroken in both,
+/// and of int6 move_int6(low bits and high bits in the block, codes in the rows) for every eight.
+template <class BlockByte, class RowByte, class Move, class MoveInt6>
 void for_each_run(const KvShape& shape, BlockByte* block, int64_t tokens, RowByte* rows,
-                  const Move& move) {
+                  const Move& move, const MoveInt6& move_int6) {
   const KvLayout layout = KvLayout::of(shape);
   const KvRows order(shape, DType::kBF16, tokens);
   for (int64_t unit = 0; unit < shape.num_layers * shape.num_kv_heads; ++unit) {
@@ -30,7 +44,14 @@ void for_each_run(const KvShape& shape, BlockByte* block, int64_t tokens, RowByt
       const int64_t row_bytes = order.row_bytes(part);
       const int64_t parameter_bytes = order.row_bytes(by);
       for (int token = 0; token < tokens; ++token) {
-        for (int chunk = 0; chunk < tile.row_bytes / kChunkBytes * tile.panels; ++chunk) {
+        for (int eight = 0; tile.element == KvElement::kInt6 && eight < shape.head_dim / 8;
+             ++eight) {
+          move_int6(in_block + tile.offset + tile.chunk_offset(token, eight / 4) + eight % 4 * 4,
+                    in_block + tile.high_offset(token, eight), row + token * row_bytes + eight * 8);
+        }
+        for (int chunk = 0;
+             tile.element != KvElement::kInt6 && chunk < tile.row_bytes / kChunkBytes * tile.panels;
+             ++chunk) {
           const int64_t at = chunk * kChunkBytes;
           if (at >= row_bytes) break;  // what is left of the tile's row lies behind the head
           move(in_block + tile.offset + tile.chunk_offset(token, chunk),
@@ -49,19 +70,33 @@ void for_each_run(const KvShape& shape, BlockByte* block, int64_t tokens, RowByt
 
 void rows_of_block(const KvShape& shape, const char* block, int64_t tokens,
                    std::span<std::byte> rows) {
-  for_each_run(shape, block, tokens, rows.data(),
-               [](const char* in_block, std::byte* in_rows, size_t count) {
-                 std::memcpy(in_rows, in_block, count);
-               });
+  for_each_run(
+      shape, block, tokens, rows.data(),
+      [](const char* in_block, std::byte* in_rows, size_t count) {
+        std::memcpy(in_rows, in_block, count);
+      },
+      [](const char* low, const char* high, std::byte* codes) {
+        EightInt6 eight;
+        std::memcpy(&eight.low, low, sizeof(eight.low));
+        std::memcpy(&eight.high, high, sizeof(eight.high));
+        for (int i = 0; i < 8; ++i) codes[i] = static_cast<std::byte>((eight.code(i) ^ 32U) - 32U);
+      });
 }
 
 void block_of_rows(const KvShape& shape, std::span<const std::byte> rows, int64_t tokens,
                    char* block) {
   std::memset(block, 0, static_cast<size_t>(KvLayout::of(shape).block_bytes));
-  for_each_run(shape, block, tokens, rows.data(),
-               [](char* in_block, const std::byte* in_rows, size_t count) {
-                 std::memcpy(in_block, in_rows, count);
-               });
+  for_each_run(
+      shape, block, tokens, rows.data(),
+      [](char* in_block, const std::byte* in_rows, size_t count) {
+        std::memcpy(in_block, in_rows, count);
+      },
+      [](char* low, char* high, const std::byte* codes) {
+        EightInt6 eight;
+        for (int i = 0; i < 8; ++i) eight.set(i, std::to_integer<uint32_t>(codes[i]));
+        std::memcpy(low, &eight.low, sizeof(eight.low));
+        std::memcpy(high, &eight.high, sizeof(eight.high));
+      });
 }
 
 }  // namespace longspan::cuda

@@ -60,6 +60,29 @@ __device__ inline void widen(uint32_t word, uint32_t (&pairs)[kHalfWord<element>
   }
 }
 
+/// The same of int6, given the word's high bits (KvTile).
+__device__ inline void widen_int6(uint32_t word, uint32_t high, uint32_t (&pairs)[4]) {
+  const uint32_t bits = __byte_perm(high, 0, 0x4140);  // of elements 4 on in the upper half
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int shift = 4 - (i / 2 * 4 + (i % 2 == 0 ? 2 : 0));
+    const uint32_t upper = (shift < 0 ? bits >> -shift : bits << shift) & 0x00300030;
+    // With its sign bit the other way a code is larger by 32.
+    const uint32_t code = (((word >> (4 * i)) & 0x000f000f) | upper) ^ 0x00200020;
+    pairs[i] = as_bits(__hsub2(as_bf16x2(code | 0x43004300), as_bf16x2(0x43204320)));
+  }
+}
+
+/// Numbers of int6 as signed bytes, times 4, given their low and high bits: bytes[0] of the even
+/// elements of the word, bytes[1] of the odd ones.
+__device__ inline void bytes_of_int6(uint32_t word, uint32_t high, uint32_t (&bytes)[2]) {
+  // Byte i: the bits of elements 2 i and 2 i + 1 at bits 6 and 4.
+  const uint32_t twice = __byte_perm(high, 0, 0x1100);
+  const uint32_t upper = ((twice << 4) & 0x00ff00ff) | (twice & 0xff00ff00);
+  bytes[0] = ((word << 2) & 0x3c3c3c3c) | (upper & 0xc0c0c0c0);
+  bytes[1] = ((word >> 2) & 0x3c3c3c3c) | ((upper << 2) & 0xc0c0c0c0);
+}
+
 /// Numbers of int4 as what they stand for: number * scale + zero, rounded once.
 __device__ inline uint32_t scaled(uint32_t pair, __nv_bfloat162 scale, __nv_bfloat162 zero) {
   return as_bits(__hfma2(as_bf16x2(pair), scale, zero));

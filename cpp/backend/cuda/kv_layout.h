@@ -20,9 +20,17 @@ inline constexpr int kPanelTokens = 64;
 inline constexpr int kPanelCols = 64;
 inline constexpr int kPanelBytes = kPanelTokens * kPanelCols * 2;
 
-/// bfloat16 where native; int4 two to a byte, the even element low.
+/// Of an element in a tile's rows: bfloat16 where native; int4, and the low bits of int6, two to a
+/// byte, the even element low.
 LONGSPAN_HOST_DEVICE constexpr int bits_of(KvElement element) {
-  return element == KvElement::kNative ? 16 : element == KvElement::kInt4 ? 4 : 8;
+  return element == KvElement::kNative                                ? 16
+         : element == KvElement::kInt4 || element == KvElement::kInt6 ? 4
+                                                                      : 8;
+}
+
+/// Bytes of a token's high bits.
+LONGSPAN_HOST_DEVICE constexpr int kv_high_bytes(KvElement element, int row_dim) {
+  return element == KvElement::kInt6 ? row_dim / 4 : 0;
 }
 
 /// Bytes of a token's scales; row_dim: KvLayout's.
@@ -37,6 +45,9 @@ LONGSPAN_HOST_DEVICE constexpr int kv_scale_bytes(KvElement element, int row_dim
 ///   tile   [block_len / 64][panels] panels
 ///   panel  [64 tokens][row_bytes], chunk c of 16 bytes of token t at c ^ (t row_bytes / 128 %
 ///          (row_bytes / 16))
+///   high   [block_len][4][row_dim / 32] words of 16 bits, in int6 alone: word [c % 4][c / 4] is of
+///          elements 8 c on, two bits each, the upper ones of a code in two's complement; bits
+///          4 i + 2 and 4 i on are those of elements 2 i and 2 i + 1
 ///   scales [block_len][scale_bytes]: bfloat16; the scale of a token, of int4 [groups]{scale, zero}
 ///
 /// A panel is thus, byte for byte, what wgmma and ldmatrix read from shared memory in the swizzle
@@ -45,8 +56,10 @@ struct KvTile {
   KvElement element = KvElement::kNative;
   int32_t row_bytes = 0;
   int32_t panels = 0;       ///< that a token's elements are in
-  int32_t scale_bytes = 0;  ///< per token; 0: none
+  int32_t high_bytes = 0;   ///< per token; 0: none
+  int32_t scale_bytes = 0;  ///< likewise
   int64_t offset = 0;       ///< of the tile, from where the head begins in the block
+  int64_t high = 0;         ///< of the high bits
   int64_t scales = 0;       ///< of the scales
 
   LONGSPAN_HOST_DEVICE int panel_bytes() const { return kPanelTokens * row_bytes; }
@@ -59,11 +72,15 @@ struct KvTile {
     const int in_panel = row * row_bytes + within * 16;
     return int64_t{panel} * panel_bytes() + in_panel;
   }
+  /// Byte offset from where the head begins of the high bits of elements 8 `eight` on.
+  LONGSPAN_HOST_DEVICE int64_t high_offset(int token, int eight) const {
+    return high + int64_t{token} * high_bytes + eight % 4 * (high_bytes / 4) + eight / 4 * 2;
+  }
 };
 
 /// Where the keys and values of one head lie in a block pool:
 ///
-///   pool [block][layer][kv_head]{K tile, V tile, K scales, V scales}
+///   pool [block][layer][kv_head]{K tile, V tile, K high bits, K scales, V scales}
 ///
 /// In bfloat16 K and V share one layout, panels of 8 KiB, and have no scales. Elements of a row
 /// beyond head_dim are zero.
@@ -96,6 +113,9 @@ struct KvLayout {
       l.head_bytes += int64_t{l.block_len} * bytes;
     }
     for (KvTile* tile : {&l.key, &l.value}) {
+      tile->high_bytes = kv_high_bytes(tile->element, l.row_dim);
+      tile->high = l.head_bytes;
+      l.head_bytes += int64_t{l.block_len} * tile->high_bytes;
       tile->scale_bytes = kv_scale_bytes(tile->element, l.row_dim);
       tile->scales = l.head_bytes;
       l.head_bytes += int64_t{l.block_len} * tile->scale_bytes;

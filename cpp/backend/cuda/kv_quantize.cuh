@@ -60,8 +60,7 @@ struct KvRange {
   __device__ KvScale of(KvElement element) const {
     if (!is_finite()) return {bf16_to_float(kBf16NaN), 0};
     if (element != KvElement::kInt4) {
-      const float most_code = element == KvElement::kInt8 ? 127.0f : 448.0f;
-      return {scale_above(largest() / most_code), 0};
+      return {scale_above(largest() / largest_code(element)), 0};
     }
     if (least > most) return {};  // of nothing
     const float zero = bf16_to_float(bf16_below(least));
@@ -84,7 +83,8 @@ __device__ inline uint32_t to_e4m3_code(float x) {
 #endif
 }
 
-/// The codes of eight elements, in order from the low bits on; those of int4 fill x alone.
+/// The codes of eight elements, in order from the low bits on; those of int4 fill x alone, of int6
+/// their low bits do, and y has the high ones as KvTile says.
 template <KvElement element>
 __device__ inline uint2 quantize8(const Eight& v, const KvScale& by) {
   constexpr int kBits = bits_of(element);
@@ -99,6 +99,10 @@ __device__ inline uint2 quantize8(const Eight& v, const KvScale& by) {
       code = to_e4m3_code(ratio);
     } else if constexpr (element == KvElement::kInt4) {
       code = __float2int_rn(fminf(ratio, 15.0f));
+    } else if constexpr (element == KvElement::kInt6) {
+      const uint32_t number = __float2int_rn(ratio);
+      code = number & 0xf;
+      words[1] |= ((number >> 4) & 3) << (i / 2 * 4 + (i % 2 == 0 ? 2 : 0));
     } else {
       code = __float2int_rn(ratio) & 0xff;
     }

@@ -92,9 +92,16 @@ struct Target {
                            const KvScale& by) const {
     if (chunk * kChunk >= task.kv.row_dim) return;
     const KvTile& tile = head.tile(task);
-    char* to = task.kv.key_tile(block, task.layer, head.kv_head) + tile.offset;
+    char* of_head = task.kv.key_tile(block, task.layer, head.kv_head);
+    char* to = of_head + tile.offset;
     if constexpr (!kQuantized) {
       *reinterpret_cast<uint4*>(to + tile.chunk_offset(token, chunk)) = to_bf16(y);
+    } else if (tile.element == KvElement::kInt6) {
+      const uint2 codes = quantize8<KvElement::kInt6>(y, by);
+      to += tile.chunk_offset(token, chunk / 4);
+      reinterpret_cast<uint32_t*>(to)[chunk % 4] = codes.x;
+      *reinterpret_cast<uint16_t*>(of_head + tile.high_offset(token, chunk)) =
+          static_cast<uint16_t>(codes.y);
     } else if (tile.element == KvElement::kInt4) {
       to += tile.chunk_offset(token, chunk / 4);
       reinterpret_cast<uint32_t*>(to)[chunk % 4] = quantize8<KvElement::kInt4>(y, by).x;

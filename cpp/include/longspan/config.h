@@ -31,7 +31,7 @@ struct EngineConfig {
   double cache_max_entry_count = 0.8;
   int cache_block_seq_len = 64;  ///< tokens per KV block, on each cp rank: 64, 128 or 256
   /// What keys and values are held in: "auto" (the dtype), "int8", "fp8" (e4m3), "int8_fp8" (int8
-  /// keys, fp8 values), "int8_int4" or "int4".
+  /// keys, fp8 values), "int8_int4" or "int4" (keys of six bits, values of four).
   std::string kv_cache_dtype = "auto";
   /// What attention of a prompt forms its products in: "auto" (the dtype); "int8", those of queries
   /// and keys; "int8_fp8", and those of weights and values in e4m3. Other than "auto" on a CUDA

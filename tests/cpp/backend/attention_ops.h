@@ -289,7 +289,7 @@ class AttentionOps : public Ops {
   }
 
   /// Values are up to 3; besides, a rounding of q or k may fall to the other side of a half. What a
-  /// code stands for may be rounded to bfloat16 once more, keys of int4 among them. Heads that are
+  /// code stands for may be rounded to bfloat16 once more. Heads that are
   /// turned have elements up to 3 sqrt(D), and these are sums, which a device may round otherwise,
   /// so that a key may get the next code.
   /// In bytes, an element of q or k may be the next one, 4.25 / 127 away where rotated pairs are up

@@ -64,15 +64,17 @@ TEST(KvQuantize, BfloatsAreTheNextAboveAndBelow) {
   }
 }
 
-TEST(KvQuantize, Int8IsWithinHalfAStep) {
-  for (const std::vector<float>& row : rows()) {
-    std::vector<int8_t> codes(row.size());
-    const uint16_t scale = quantize_int8(row.data(), std::ssize(row), codes.data());
-    const double step = bf16_to_float(scale);
-    if (magnitude(row) > 1e-35) expect_rounded_up(scale, magnitude(row) / 127);
-    for (size_t i = 0; i < row.size(); ++i) {
-      EXPECT_GE(codes[i], -127);
-      EXPECT_LE(std::abs(codes[i] * step - row[i]), step * 0.50002);
+TEST(KvQuantize, IntegersAreWithinHalfAStep) {
+  for (const auto& [element, most] : {std::pair{KvElement::kInt8, 127}, {KvElement::kInt6, 31}}) {
+    for (const std::vector<float>& row : rows()) {
+      std::vector<int8_t> codes(row.size());
+      const uint16_t scale = quantize_integers(element, row.data(), std::ssize(row), codes.data());
+      const double step = bf16_to_float(scale);
+      if (magnitude(row) > 1e-35) expect_rounded_up(scale, magnitude(row) / most);
+      for (size_t i = 0; i < row.size(); ++i) {
+        ASSERT_LE(std::abs(codes[i]), most);
+        EXPECT_LE(std::abs(codes[i] * step - row[i]), step * 0.50002);
+      }
     }
   }
 }
@@ -133,7 +135,7 @@ TEST(KvQuantize, ZerosStayZerosAndWhatIsEqualStaysEqual) {
   EXPECT_EQ(bf16_to_float(quantize_fp8(zeros.data(), 32, codes.data())), kLeastScale);
   EXPECT_EQ(codes, std::vector<uint8_t>(32, 0));
   std::vector<int8_t> signed_codes(32, 9);
-  quantize_int8(zeros.data(), 32, signed_codes.data());
+  quantize_integers(KvElement::kInt6, zeros.data(), 32, signed_codes.data());
   EXPECT_EQ(signed_codes, std::vector<int8_t>(32, 0));
   for (const float x : {0.0F, 1.5F, -1.5F}) {
     const std::vector<float> equal(32, x);
@@ -152,7 +154,8 @@ TEST(KvQuantize, WhatIsNotFiniteMakesTheRowANaN) {
       EXPECT_TRUE(std::isnan(bf16_to_float(quantize_fp8(row.data(), 32, codes.data()))));
       EXPECT_EQ(codes, std::vector<uint8_t>(32, 0));
       std::vector<int8_t> signed_codes(32, 9);
-      EXPECT_TRUE(std::isnan(bf16_to_float(quantize_int8(row.data(), 32, signed_codes.data()))));
+      EXPECT_TRUE(std::isnan(
+          bf16_to_float(quantize_integers(KvElement::kInt8, row.data(), 32, signed_codes.data()))));
       EXPECT_EQ(signed_codes, std::vector<int8_t>(32, 0));
       EXPECT_TRUE(std::isnan(bf16_to_float(quantize_int4(row.data(), 32, codes.data()).scale)));
       EXPECT_EQ(codes, std::vector<uint8_t>(32, 0));

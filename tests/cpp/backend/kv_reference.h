@@ -22,8 +22,9 @@ inline Matrix quantized(Matrix x, int64_t head_dim, KvElement element) {
   for (int64_t begin = 0; begin < x.rows * x.cols; begin += head_dim) {
     double* out = x.values.data() + begin;
     for (size_t d = 0; d < row.size(); ++d) row[d] = static_cast<float>(out[d]);
-    if (element == KvElement::kInt8) {
-      const double scale = bf16_to_float(quantize_int8(row.data(), head_dim, signed_codes.data()));
+    if (element == KvElement::kInt8 || element == KvElement::kInt6) {
+      const double scale =
+          bf16_to_float(quantize_integers(element, row.data(), head_dim, signed_codes.data()));
       for (size_t d = 0; d < row.size(); ++d) out[d] = scale * signed_codes[d];
     } else if (element == KvElement::kFp8) {
       const double scale = bf16_to_float(quantize_fp8(row.data(), head_dim, codes.data()));

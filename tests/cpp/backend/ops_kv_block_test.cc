@@ -107,7 +107,7 @@ class KvBlockOps : public Ops {
   }
 
   /// Keys that are turned come of sums on the way to which a device may round otherwise, so that a
-  /// code may be the next one: 0.4 away in int4, over the dims of a run.
+  /// code may be the next one: up to 0.5 away in fp8, over the dims of a run.
   void expect_rows(const std::vector<std::byte>& got, const std::vector<std::byte>& want,
                    int64_t tokens) const {
     const KvRows rows = rows_of(tokens);

@@ -55,7 +55,7 @@ TEST(MemoryPlan, FormatsOfTheCacheMakeBlocksSmaller) {
     config.kv_cache_dtype = format;
     return static_cast<double>(plan_memory(model.path(), config, int64_t{1} << 30).block_bytes);
   };
-  // Of a head of d dims: 2 d bytes; d + 2; d / 2 + 4 for each 32.
+  // Of a head of d dims: 2 d bytes; d + 2; keys of int4 3 d / 4 + 2, values d / 2 + 4 for each 32.
   const double native = block_bytes("auto");
   EXPECT_LT(block_bytes("int8"), 0.6 * native);
   EXPECT_EQ(block_bytes("int8"), block_bytes("fp8"));

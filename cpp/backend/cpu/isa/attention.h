@@ -94,8 +94,7 @@ inline StepTiles<Act> decode_step(const AttentionTask& task, const AttentionMemo
                                   const StepTiles<Act>& coded, const StepTiles<Act>& next) {
   const KvTile& k = task.tiles->k();
   const KvTile& v = task.tiles->v();
-  const bool scaled = k.element != KvElement::kInt4;
-  StepTiles<Act> tiles{{}, {}, scaled ? memory.key_scales : nullptr};
+  StepTiles<Act> tiles{{}, {}, memory.key_scales};
   for (int64_t i = 0; i < kStepKeys / kKeyTile && coded.k[i] != nullptr; ++i) {
     const Act* next_k = next.k[i] == nullptr ? coded.k[i] : next.k[i];
     const Act* next_v = next.v[i] == nullptr ? coded.v[i] : next.v[i];
@@ -103,12 +102,10 @@ inline StepTiles<Act> decode_step(const AttentionTask& task, const AttentionMemo
     Act* values = memory.v + i * kKeyTile * memory.cols;
     decode_keys(k, coded.k[i], next_k, task.head_dim, keys);
     decode_values(v, coded.v[i], next_v, memory.cols, values);
-    if (scaled) {
-      const auto* scales = reinterpret_cast<const uint16_t*>(
-          reinterpret_cast<const char*>(coded.k[i]) + k.code_bytes);
-      float* out = memory.key_scales + i * kKeyTile;
-      for (int64_t n = 0; n < kKeyTile; ++n) out[n] = bf16_to_float(scales[n]);
-    }
+    const auto* scales =
+        reinterpret_cast<const uint16_t*>(reinterpret_cast<const char*>(coded.k[i]) + k.code_bytes);
+    float* out = memory.key_scales + i * kKeyTile;
+    for (int64_t n = 0; n < kKeyTile; ++n) out[n] = bf16_to_float(scales[n]);
     tiles.k[i] = keys;
     tiles.v[i] = values;
   }

@@ -4,8 +4,8 @@
 /// Codes [head_dim] of a row, one a byte; its parameters go where those of key n of the tile are.
 inline void quantize_row(const KvTile& tile, const float* x, int64_t head_dim, int64_t n,
                          uint16_t* parameters, uint8_t* codes) {
-  if (tile.element == KvElement::kInt8) {
-    parameters[n] = quantize_int8(x, head_dim, reinterpret_cast<int8_t*>(codes));
+  if (tile.element == KvElement::kInt8 || tile.element == KvElement::kInt6) {
+    parameters[n] = quantize_integers(tile.element, x, head_dim, reinterpret_cast<int8_t*>(codes));
   } else if (tile.element == KvElement::kFp8) {
     parameters[n] = quantize_fp8(x, head_dim, codes);
   } else {
@@ -70,6 +70,12 @@ inline Vec decode(const uint8_t* codes, int64_t index) {
     const VecI code = widen<false>(codes + index);
     const VecI bits = (code & 0x7f) << 20 | (code & 0x80) << 24;  // as from_e4m3
     return load_as<Vec>(&bits) * 0x1p120F;
+  } else if constexpr (element == KvElement::kInt6) {
+    const VecI low = widen<false>(codes + KvTile::low_of_int6(index));
+    const VecI high = widen<false>(codes + KvTile::high_of_int6(index));
+    const VecI code = (low >> KvTile::shift_of_int4(index) & 0xf) |
+                      (high >> KvTile::shift_of_high(index) & 3) << 4;
+    return __builtin_convertvector((code ^ 32) - 32, Vec);
   } else {
     const VecI bytes = widen<false>(codes + KvTile::byte_of_int4(index));
     return __builtin_convertvector(bytes >> KvTile::shift_of_int4(index) & 0xf, Vec);
@@ -95,25 +101,8 @@ inline void store_run(Vec low, Vec high, bf16_t* out) {
 #endif
 }
 
-/// What the elements of a run of 32 are multiplied by, or moved by.
-struct RunOf {
-  Vec low;
-  Vec high;
-};
-
-/// Of keys first on, whose bfloat16s are given: in a run of float32 are 32 keys, in one of bfloat16
-/// 16 keys, each twice.
-template <class Act>
-inline RunOf run_of_keys(const uint16_t* parameters, int64_t first) {
-  float values[32];
-  for (int64_t i = 0; i < 32; ++i) {
-    values[i] = bf16_to_float(parameters[first + (sizeof(Act) == 2 ? i / 2 : i)]);
-  }
-  return {load(values), load(values + kLanes)};
-}
-
-/// Of values: in run r of a panel of float32 are dims of key r, in one of bfloat16 dims of two keys
-/// in turn.
+/// What the elements of a run of 32 values are multiplied by, or moved by: in run r of a panel of
+/// float32 are dims of key r, in one of bfloat16 dims of two keys in turn.
 template <class Act>
 inline Vec run_of_values(const uint16_t* parameters, int64_t run) {
   if constexpr (sizeof(Act) == 2) {
@@ -135,38 +124,16 @@ inline void ask_for(const void* data, int64_t bytes) {
   }
 }
 
-/// The keys of a tile in the layout of panel.h: of int8 and e4m3 the codes themselves, which are
-/// exact in bfloat16, since scores are multiplied by the scales; of int4 zero + scale q.
-/// ahead: a tile that comes later.
+/// The codes of a tile of keys in the layout of panel.h. They are exact in bfloat16, since scores
+/// are multiplied by the scales. ahead: a tile that comes later.
 template <class Act, KvElement element>
 inline void decode_keys(const KvTile& tile, const void* data, const void* ahead, int64_t head_dim,
                         Act* out) {
   const auto* codes = static_cast<const uint8_t*>(data);
   ask_for(ahead, tile.bytes);
-  const int64_t inner = padded_k<Act>(head_dim);
-  if constexpr (element != KvElement::kInt4) {
-    for (int64_t i = 0; i < inner * kKeyTile; i += 2 * kLanes) {
-      store_run(decode<element>(codes, i), decode<element>(codes, i + kLanes), out + i);
-    }
-  } else {
-    const auto* scales = reinterpret_cast<const uint16_t*>(codes + tile.code_bytes);
-    const uint16_t* zeros = scales + tile.groups * kKeyTile;
-    constexpr int64_t kKeys = sizeof(Act) == 2 ? 16 : 32;  // of a run
-    int64_t i = 0;
-    for (int64_t panel = 0; panel < kKeyTile; panel += kPanelCols) {
-      for (int64_t dim = 0; dim < inner; dim += kKBlock) {
-        const int64_t group = dim / kInt4Group * kKeyTile;
-        const int64_t runs = sizeof(Act) == 2 ? kKBlock / 2 : std::min(kKBlock, inner - dim);
-        for (int64_t key = panel; key < panel + kPanelCols; key += kKeys) {
-          const RunOf scale = run_of_keys<Act>(scales + group, key);
-          const RunOf zero = run_of_keys<Act>(zeros + group, key);
-          for (int64_t run = 0; run < runs; ++run, i += 2 * kLanes) {
-            store_run(decode<element>(codes, i) * scale.low + zero.low,
-                      decode<element>(codes, i + kLanes) * scale.high + zero.high, out + i);
-          }
-        }
-      }
-    }
+  const int64_t elements = padded_k<Act>(head_dim) * kKeyTile;
+  for (int64_t i = 0; i < elements; i += 2 * kLanes) {
+    store_run(decode<element>(codes, i), decode<element>(codes, i + kLanes), out + i);
   }
 }
 
@@ -208,8 +175,9 @@ inline void decode_keys(const KvTile& tile, const void* data, const void* ahead,
       return decode_keys<Act, KvElement::kInt8>(tile, data, ahead, head_dim, out);
     case KvElement::kFp8:
       return decode_keys<Act, KvElement::kFp8>(tile, data, ahead, head_dim, out);
-    case KvElement::kInt4:
-      return decode_keys<Act, KvElement::kInt4>(tile, data, ahead, head_dim, out);
+    case KvElement::kInt6:
+      return decode_keys<Act, KvElement::kInt6>(tile, data, ahead, head_dim, out);
+    case KvElement::kInt4:  // holds no keys
     case KvElement::kNative:
       break;
   }
@@ -224,6 +192,7 @@ inline void decode_values(const KvTile& tile, const void* data, const void* ahea
       return decode_values<Act, KvElement::kFp8>(tile, data, ahead, cols, out);
     case KvElement::kInt4:
       return decode_values<Act, KvElement::kInt4>(tile, data, ahead, cols, out);
+    case KvElement::kInt6:  // holds no values
     case KvElement::kNative:
       break;
   }

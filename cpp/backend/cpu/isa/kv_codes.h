@@ -34,6 +34,8 @@ inline void append_codes(const RotateTask& task, const KvTile& tile, const float
 }
 
 using Halves = uint16_t __attribute__((vector_size(32)));
+using Bytes = uint8_t __attribute__((vector_size(16)));
+using BytePairs = uint16_t __attribute__((vector_size(16)));
 
 /// 16 bytes as integers, with their sign or without. By intrinsics, since GCC takes the bytes of a
 /// __builtin_convertvector one by one.
@@ -41,7 +43,9 @@ template <bool kSigned>
 inline VecI widen(const uint8_t* bytes) {
 #if defined(__AVX512F__)
   const auto low = load_as<__m128i>(bytes);
-  const __m512i wide = kSigned ? _mm512_cvtepi8_epi32(low) : _mm512_cvtepu8_epi32(low);
+  // Of all lanes; of the form without a mask GCC 12 says that it reads what is not there.
+  const __m512i wide =
+      kSigned ? _mm512_maskz_cvtepi8_epi32(0xffff, low) : _mm512_maskz_cvtepu8_epi32(0xffff, low);
   return load_as<VecI>(&wide);
 #elif defined(__AVX2__)
   __m256i wide[2];
@@ -71,11 +75,13 @@ inline Vec decode(const uint8_t* codes, int64_t index) {
     const VecI bits = (code & 0x7f) << 20 | (code & 0x80) << 24;  // as from_e4m3
     return load_as<Vec>(&bits) * 0x1p120F;
   } else if constexpr (element == KvElement::kInt6) {
-    const VecI low = widen<false>(codes + KvTile::low_of_int6(index));
-    const VecI high = widen<false>(codes + KvTile::high_of_int6(index));
-    const VecI code = (low >> KvTile::shift_of_int4(index) & 0xf) |
-                      (high >> KvTile::shift_of_high(index) & 3) << 4;
-    return __builtin_convertvector((code ^ 32) - 32, Vec);
+    const auto low = load_as<BytePairs>(codes + KvTile::low_of_int6(index));
+    const auto high = load_as<BytePairs>(codes + KvTile::high_of_int6(index));
+    const BytePairs code = (low >> KvTile::shift_of_int4(index) & 0x0f0f) |
+                           (high >> KvTile::shift_of_high(index) & 0x0303) << 4;
+    const BytePairs larger_by_32 = code ^ 0x2020;
+    const Bytes bytes = load_as<Bytes>(&larger_by_32) - 32;
+    return __builtin_convertvector(widen<true>(reinterpret_cast<const uint8_t*>(&bytes)), Vec);
   } else {
     const VecI bytes = widen<false>(codes + KvTile::byte_of_int4(index));
     return __builtin_convertvector(bytes >> KvTile::shift_of_int4(index) & 0xf, Vec);

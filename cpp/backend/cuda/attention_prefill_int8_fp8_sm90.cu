@@ -78,9 +78,8 @@ __device__ void bring_keys_values(const AttentionArgs& args, const Int8Keys& key
       mbarrier_wait_amid(smem_address(&shared.keys_empty[key_turn.slot]), key_turn.parity ^ 1);
       if (lane == 0) {
         const uint32_t full = smem_address(&shared.keys_full[key_turn.slot]);
-        shared.key_scales[key_turn.slot][0] = low;
-        shared.key_scales[key_turn.slot][1] = high;
-        mbarrier_arrive_expect(full, Shape::kKeyBytes);
+        mbarrier_arrive_expect(full, Shape::kKeyBytes + sizeof(float2));
+        store_async(smem_address(shared.key_scales[key_turn.slot]), float2{low, high}, full);
         bulk_copy_multicast(smem_address(shared.keys[key_turn.slot]) + rank * kPanelBytes,
                             key_panels + int64_t{panel_of(step, rank)} * kPanelBytes, kPanelBytes,
                             full, kAll);
@@ -93,8 +92,8 @@ __device__ void bring_keys_values(const AttentionArgs& args, const Int8Keys& key
                          value_turn.parity ^ 1);
       if (lane == 0) {
         const uint32_t full = smem_address(&shared.values_full[value_turn.slot]);
-        shared.value_scales[value_turn.slot] = scale;
-        mbarrier_arrive_expect(full, 2 * kPanelBytes);
+        mbarrier_arrive_expect(full, 2 * kPanelBytes + sizeof(float));
+        store_async(smem_address(&shared.value_scales[value_turn.slot]), scale, full);
         bulk_copy_multicast(smem_address(shared.values[value_turn.slot][rank].rows),
                             value_panels + int64_t{panel_of(step, rank)} * kPanelBytes, kPanelBytes,
                             full, kAll);

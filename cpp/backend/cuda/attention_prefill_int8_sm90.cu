@@ -45,8 +45,9 @@ __device__ void bring_keys_values(const AttentionArgs& args, const Int8Keys& sou
     mbarrier_wait_amid(smem_address(&shared.keys_empty[key_turn.slot]), key_turn.parity ^ 1);
     if (lane == 0) {
       const uint32_t full = smem_address(&shared.keys_full[key_turn.slot]);
-      shared.step_keys[key_turn.slot] = step;
-      mbarrier_arrive_expect(full, Shape::kKeyBytes);
+      mbarrier_arrive_expect(full, Shape::kKeyBytes + sizeof(float4));
+      store_async(smem_address(&shared.step_keys[key_turn.slot]),
+                  float4{step.scale[0], step.scale[1], step.length, 0.0f}, full);
       bulk_copy_multicast(smem_address(shared.keys[key_turn.slot]) + rank * kPanelBytes, from,
                           kPanelBytes, full, kAll);
     }

@@ -9,7 +9,7 @@
 namespace longspan::cuda {
 
 /// Of a step's keys: the scales of both panels, and what no key, so multiplied, is longer than.
-struct Int8StepKeys {
+struct alignas(16) Int8StepKeys {
   float scale[2];
   float length;
 };

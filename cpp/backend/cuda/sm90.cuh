@@ -67,6 +67,30 @@ __device__ inline void bulk_copy_multicast(uint32_t to, const void* from, uint32
       : "memory");
 }
 
+/// Writes to shared memory of the cluster, and reports the bytes to an mbarrier there as a copy
+/// does. Where the mbarrier is waited for anyway, nobody need order such a write with anything
+/// else.
+__device__ inline void store_async(uint32_t to, float4 x, uint32_t barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(to),
+      "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w), "r"(barrier)
+      : "memory");
+}
+__device__ inline void store_async(uint32_t to, float2 x, uint32_t barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
+          to),
+      "f"(x.x), "f"(x.y), "r"(barrier)
+      : "memory");
+}
+__device__ inline void store_async(uint32_t to, float x, uint32_t barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(to), "f"(x),
+      "r"(barrier)
+      : "memory");
+}
+
 /// Waits for `threads` threads at hardware barrier `id`, 1 to 15.
 __device__ inline void named_barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

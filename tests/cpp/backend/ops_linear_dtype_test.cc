@@ -98,8 +98,8 @@ class LinearDTypeOps : public Ops {
   /// side, where double precision sees a tie, may be the next one.
   void expect_linear(const Matrix& y, const Matrix& x, const Matrix& weight,
                      std::span<const double> bias) const {
-    const Matrix in = held(x);
-    const Matrix in_weight = held(weight);
+    const Matrix in = held_in(LinearDType::kInt8, x);
+    const Matrix in_weight = held_in(LinearDType::kInt8, weight);
     const Matrix want = reference::linear(in, in_weight, bias);
     for (int64_t r = 0; r < want.rows; ++r) {
       for (int64_t c = 0; c < want.cols; ++c) {

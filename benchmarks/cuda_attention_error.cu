@@ -67,13 +67,16 @@ struct Error {
 /// way from codes, 0.0011 of an element (rms), move a score by 0.0011 sqrt(sum of (q k)^2 / 128):
 /// 0.003 of most keys and up to 0.008 of the first one, whose elements are larger; a weight moves
 /// as much, and a row whose other weights share what the first leaves moves by that of the first:
-/// twice as much is allowed, and four times that at worst. In bytes, elements are off by up to half
-/// of 1/127 of the largest of a row or a panel, 0.0075 of a key and 0.012 to 0.02 of a query (rms),
-/// and scores by 0.02, that of the first key by 0.05; both by five times as much at worst. In e4m3,
-/// weights and values are off by 0.026 of themselves besides (rms), 2^-4 at worst, and results by
-/// both: their own sum is what weights are divided by. The first key's weight is 2^20 of others',
-/// and e4m3 has 18 powers of two: the 127 others of its step are lost beside it, and so much of
-/// what a row of few keys is to see, for the first one's value is 0.
+/// twice as much is allowed, and four times that at worst. Elements of the same code are off by the
+/// same: codes of e4m3 and of six bits are so few that what they do to the first key, whose
+/// products add up with one sign, does not average out, and at worst twice as much is allowed. In
+/// bytes, elements are off by up to half of 1/127 of the largest of a row or a panel, 0.0075 of a
+/// key and 0.012 to 0.02 of a query (rms), and scores by 0.02, that of the first key by 0.05; both
+/// by five times as much at worst. In e4m3, weights and values are off by 0.026 of themselves
+/// besides (rms), 2^-4 at worst, and results by both: their own sum is what weights are divided by.
+/// The first key's weight is 2^20 of others', and e4m3 has 18 powers of two: the 127 others of its
+/// step are lost beside it, and so much of what a row of few keys is to see, for the first one's
+/// value is 0.
 Error limit_of(KvFormat format, Kernel kernel, int64_t num_keys) {
   const bool rounds_keys = kernel != kDecode && format != KvFormat::kNative;
   const double cut = kernel == kDecode ? 0 : static_cast<double>(num_keys) / 16 * 0x1p-24;
@@ -83,7 +86,8 @@ Error limit_of(KvFormat format, Kernel kernel, int64_t num_keys) {
     const double lost = std::sqrt(127 / least);
     return {0.08 + lost / 2, 0.4 + lost};
   }
-  if (rounds_keys) return {0x1p-6 + cut, 0x1p-4 + cut};
+  const bool few_codes = format == KvFormat::kFp8 || format == KvFormat::kInt4;
+  if (rounds_keys) return {0x1p-6 + cut, (few_codes ? 0x1p-3 : 0x1p-4) + cut};
   return {0x1p-8 + cut, 0x1p-7 + cut};
 }
 

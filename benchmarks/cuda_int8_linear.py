@@ -2,8 +2,8 @@
 
 Windows of 8192 tokens of Python's documentation with linear_dtype="auto" and "int8", mean rise and
 its standard error over the windows. With --reference-job also its prefill, decode and load times,
-which have no limit: weights are read in half the bytes, and tensor cores multiply bytes at twice the
-rate of bfloat16.
+which have no limit: weights are read in half the bytes, and tensor cores multiply bytes at twice
+the rate of bfloat16.
 
     python benchmarks/cuda_int8_linear.py [--windows 8] [--reference-job DIR] [--json FILE]
 """

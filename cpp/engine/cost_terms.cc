@@ -40,7 +40,7 @@ const CommonTerms kCommonTerms = {
          "NVIDIA's boost clock of an H100, 1980 MHz, over the 1600 MHz under attention of "
          "benchmarks/NOTES.md"},
     .int8_gain = {"int8_gain", 1.28, kShare,
-                  "benchmarks/NOTES.md: products in eight bits, 1.23 to 1.31"},
+                  "benchmarks/NOTES.md: products in eight bits, 1.21 to 1.31"},
     .int8_fp8_gain = {"int8_fp8_gain", 1.38, kShare,
                       "benchmarks/NOTES.md: weights and values too, 1.18 to 1.38"},
     .kv_read_share = {"kv_read_share", 0.97, kShare, kDecodeRecord},

@@ -61,8 +61,9 @@ constexpr float kLargestQuery = 127 * 256 + 127;
 
 /// Puts chunk `chunk` of a pair's query, 8 elements, where Queries reads what keys are multiplied
 /// by: for keys in integers the elements as numbers of two bytes times a scale, [high or low]
-/// [row_dim], in int6 of every 32 the even ones first; for others the elements in the order in which
-/// widen() gives those of a key. For whole warps to call, the chunks of a pair by neighbouring lanes.
+/// [row_dim], in int6 of every 32 the even ones first; for others the elements in the order in
+/// which widen() gives those of a key. For whole warps to call, the chunks of a pair by
+/// neighbouring lanes.
 template <class C>
 __device__ void put_query(Fixed<C>& shared, int pair, int chunk, uint4 q) {
   using S = typename C::Key;

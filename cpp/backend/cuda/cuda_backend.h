@@ -76,6 +76,7 @@ class CudaBackend final : public CudaSizes<Backend> {
  private:
   static constexpr int kLayersBehind = 2;
   static constexpr int kDrawsKept = 2;
+  static constexpr int64_t kSmallBytes = 1 << 20;  // of small_ and results_
 
   void use_device() const;  // the CUDA runtime keeps a device per thread
   /// Waits until all that is queued is done, and throws what went wrong in it.

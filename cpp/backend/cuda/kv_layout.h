@@ -74,7 +74,8 @@ struct KvTile {
   }
   /// Byte offset from where the head begins of the high bits of elements 8 `eight` on.
   LONGSPAN_HOST_DEVICE int64_t high_offset(int token, int eight) const {
-    return high + int64_t{token} * high_bytes + eight % 4 * (high_bytes / 4) + eight / 4 * 2;
+    const int in_row = eight % 4 * (high_bytes / 4) + eight / 4 * 2;
+    return high + int64_t{token} * high_bytes + in_row;
   }
 };
 

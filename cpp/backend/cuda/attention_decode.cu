@@ -23,16 +23,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int lane = threadIdx.x % 32;
   const uint32_t stages = smem_address(smem) + warp * warp_bytes;
   const uint32_t landed = smem_address(shared.landed[warp]);
-#if __CUDA_ARCH__ >= 900
-  const uint32_t arrivals = 1;
-#else
-  const uint32_t arrivals = 32;
-#endif
-  if (lane < num_stages) mbarrier_init(landed + lane * 8, arrivals);
-#if __CUDA_ARCH__ >= 900
-  fence_async_proxy();
-#endif
-  __syncwarp();
+  init_landed(landed, num_stages, lane);
 
   // The plan was there before the step began, and so were all keys but the step's own.
   const Units units{work.counts->num_spans * args.kv.num_kv_heads, args.kv.num_kv_heads};

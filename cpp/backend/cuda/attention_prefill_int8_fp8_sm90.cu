@@ -333,15 +333,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const auto rank = static_cast<int>(cluster_rank());
   if (threadIdx.x == 0) {
-    constexpr int kReleases = kCluster * Shape::kConsumers * 4;  // a warp's, to either thread block
-    for (int i = 0; i < Shape::kKeySlots; ++i) {
-      mbarrier_init(smem_address(&shared.keys_full[i]), 1);
-      mbarrier_init(smem_address(&shared.keys_empty[i]), kReleases);
-    }
-    for (int i = 0; i < Shape::kValueSlots; ++i) {
-      mbarrier_init(smem_address(&shared.values_full[i]), 1);
-      mbarrier_init(smem_address(&shared.values_empty[i]), kReleases);
-    }
+    init_ring(shared.keys_full, shared.keys_empty, Shape::kConsumers);
+    init_ring(shared.values_full, shared.values_empty, Shape::kConsumers);
     shared.query_turns.init();
     fence_mbarrier_init();
   }
@@ -353,22 +346,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     }
   }
   fence_async_proxy();  // wgmma reads them
-  cluster_sync();
-
-  // The same in all lanes, which the compiler is to know.
-  const auto warp = static_cast<int>(__shfl_sync(0xffffffffU, threadIdx.x / 32, 0));
-  if (warp < 4) {
-    give_registers<Shape::kProducerRegisters>();
-    if (warp == 0) {
-      bring_keys_values(args, keys, values, work, shared, rank);
-    } else if (warp <= Shape::kConsumers) {
-      bring_queries<Shape>(args, work, shared.queries, shared.query_turns, rank, warp - 1);
-    }
-  } else {
-    take_registers<Shape::kConsumerRegisters>();
-    compute(args, shared, warp / 4 - 1);
-  }
-  cluster_sync();  // neither thread block ends while the other may write to it
+  take_roles<Shape>(
+      args, work, shared, rank, [&] { bring_keys_values(args, keys, values, work, shared, rank); },
+      [&](int consumer) { compute(args, shared, consumer); });
 #endif
 }
 

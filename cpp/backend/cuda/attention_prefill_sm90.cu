@@ -254,29 +254,13 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   Shared<S>& shared = *reinterpret_cast<Shared<S>*>(memory);
   const auto rank = static_cast<int>(cluster_rank());
   if (threadIdx.x == 0) {
-    for (int i = 0; i < S::kSlots; ++i) {
-      mbarrier_init(smem_address(&shared.full[i]), 1);
-      mbarrier_init(smem_address(&shared.empty[i]), kCluster * S::kConsumers * 4);
-    }
+    init_ring(shared.full, shared.empty, S::kConsumers);
     shared.query_turns.init();
     fence_mbarrier_init();
   }
-  cluster_sync();
-
-  // The same in all lanes, which the compiler is to know.
-  const auto warp = static_cast<int>(__shfl_sync(0xffffffffU, threadIdx.x / 32, 0));
-  if (warp < 4) {
-    give_registers<S::kProducerRegisters>();
-    if (warp == 0) {
-      bring_keys_values<S>(args, work, shared, rank);
-    } else if (warp <= S::kConsumers) {
-      bring_queries<S>(args, work, shared.queries, shared.query_turns, rank, warp - 1);
-    }
-  } else {
-    take_registers<S::kConsumerRegisters>();
-    compute<S>(args, shared, warp / 4 - 1);
-  }
-  cluster_sync();  // neither thread block ends while the other may write to it
+  take_roles<S>(
+      args, work, shared, rank, [&] { bring_keys_values<S>(args, work, shared, rank); },
+      [&](int consumer) { compute<S>(args, shared, consumer); });
 #endif
 }
 

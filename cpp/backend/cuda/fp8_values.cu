@@ -25,18 +25,14 @@ __device__ inline float scale_of(float largest) {
 __global__ void __launch_bounds__(kThreads)
     quantize_kernel(const __grid_constant__ QuantizeValuesArgs args) {
   __shared__ uint4 values[kStepTokens][kRowChunks];
-  __shared__ float largest_of_warp[kThreads / 32];
   const auto panel = static_cast<int>(blockIdx.x);
   const auto kv_head = static_cast<int>(blockIdx.y);
   const int seq = seq_of_panel(args.to.seqs, args.seqs, args.num_seqs, panel);
   const int in_seq = panel - static_cast<int>(args.to.seqs[seq].table);
   if (in_seq % 2 != 0) return;
-  const SeqView& view = args.plan.seqs[seq];
-  const int count = static_cast<int>(view.first_position) + view.num_rows;
+  const CachedRows rows(args, args.from.value, seq, kv_head);
+  const int count = rows.count();
   const int first = in_seq * kPanelTokens;
-  const int32_t* table = args.plan.block_tables + view.table;
-  const KvLayout& kv = args.from;
-  const char* tile = kv.key_tile(0, args.layer, kv_head) + kv.value.offset;
 
   const auto thread = static_cast<int>(threadIdx.x);
   float largest = 0.0f;
@@ -46,24 +42,14 @@ __global__ void __launch_bounds__(kThreads)
     const int chunk = thread % kRowChunks;
     uint4 bits{};
     if (first + token < count) {
-      const int key = first + token;
-      bits = *reinterpret_cast<const uint4*>(tile + table[key / kv.block_len] * kv.block_bytes +
-                                             kv.value.chunk_offset(key % kv.block_len, chunk));
+      bits = *reinterpret_cast<const uint4*>(rows.at(first + token, chunk));
     }
     values[token][chunk] = bits;
     const Eight x = eight_of(bits);
 #pragma unroll
     for (const float element : x.x) largest = fmaxf(largest, fabsf(element));
   }
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffU, largest, step));
-  }
-  if (thread % 32 == 0) largest_of_warp[thread / 32] = largest;
-  __syncthreads();
-#pragma unroll
-  for (const float other : largest_of_warp) largest = fmaxf(largest, other);
-  const float scale = scale_of(largest);
+  const float scale = scale_of(largest_of_block<kThreads>(largest));
   const float inverse = 1.0f / scale;
 
   const int64_t at = int64_t{kv_head} * args.to.num_panels + panel;

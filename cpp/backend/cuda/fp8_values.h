@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "backend/cuda/kv_layout.h"
 #include "backend/cuda/plan_view.h"
+#include "backend/cuda/quantize_args.h"
 
 namespace longspan::cuda {
 
@@ -25,15 +25,7 @@ struct Fp8Values {
   int32_t num_panels = 0;         ///< of a head
 };
 
-struct QuantizeValuesArgs {
-  PlanView plan;
-  KvLayout from;  ///< in bfloat16
-  int64_t layer = 0;
-  Fp8Values to;
-  const int32_t* seqs =
-      nullptr;  ///< [num_seqs], indices of the sequences, to.seqs' `table` growing
-  int32_t num_seqs = 0;
-};
+using QuantizeValuesArgs = QuantizeArgs<Fp8Values>;
 
 /// Quantises every value of the sequences by step and head, the largest magnitude being above 224
 /// and at most 448, the largest of e4m3. Scales being powers of two, an element that is not far

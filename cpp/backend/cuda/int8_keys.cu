@@ -10,29 +10,9 @@ namespace {
 constexpr int kHeadDim = 128;
 constexpr int kChunks = kHeadDim / 8;  // of 16 bytes, in a key
 
-/// A sequence's keys of a head in the cache.
-class Keys {
- public:
-  __device__ Keys(const QuantizeKeysArgs& args, int seq, int kv_head)
-      : kv_(args.from),
-        table_(args.plan.block_tables + args.plan.seqs[seq].table),
-        tile_(args.from.key_tile(0, args.layer, kv_head)),
-        count_(static_cast<int>(args.plan.seqs[seq].first_position) +
-               args.plan.seqs[seq].num_rows) {}
-
-  __device__ int count() const { return count_; }
-  __device__ Eight load(int key, int chunk) const {
-    const char* tile = tile_ + table_[key / kv_.block_len] * kv_.block_bytes;
-    return load8(reinterpret_cast<const __nv_bfloat16*>(
-        tile + kv_.key.chunk_offset(key % kv_.block_len, chunk)));
-  }
-
- private:
-  const KvLayout& kv_;
-  const int32_t* table_;
-  const char* tile_;
-  int count_;
-};
+__device__ inline Eight load_key(const CachedRows& keys, int key, int chunk) {
+  return load8(reinterpret_cast<const __nv_bfloat16*>(keys.at(key, chunk)));
+}
 
 __device__ inline float* mean_of(const QuantizeKeysArgs& args, int seq, int kv_head) {
   return args.to.means + (int64_t{seq} * args.from.num_kv_heads + kv_head) * kHeadDim;
@@ -48,14 +28,14 @@ __global__ void __launch_bounds__(kMeanThreads)
   __shared__ float sums[kMeanKeys][kHeadDim];
   const int seq = args.seqs[blockIdx.y];
   const auto kv_head = static_cast<int>(blockIdx.x);
-  const Keys keys(args, seq, kv_head);
+  const CachedRows keys(args, args.from.key, seq, kv_head);
   const auto thread = static_cast<int>(threadIdx.x);
   const int chunk = thread % kChunks;
   const int count = min(keys.count(), kSampledKeys);
   Eight sum{};
 #pragma unroll 4
   for (int i = thread / kChunks; i < count; i += kMeanKeys) {
-    const Eight x = keys.load(static_cast<int>(int64_t{i} * keys.count() / count), chunk);
+    const Eight x = load_key(keys, static_cast<int>(int64_t{i} * keys.count() / count), chunk);
 #pragma unroll
     for (int j = 0; j < 8; ++j) sum.x[j] += x.x[j];
   }
@@ -79,12 +59,11 @@ constexpr int kThreads = kPanelTokens * kLanes;
 /// Blocks: [panel][kv_head].
 __global__ void __launch_bounds__(kThreads)
     quantize_kernel(const __grid_constant__ QuantizeKeysArgs args) {
-  __shared__ float largest_of_warp[kThreads / 32];
   __shared__ int longest_of_warp[kThreads / 32];
   const auto panel = static_cast<int>(blockIdx.x);
   const auto kv_head = static_cast<int>(blockIdx.y);
   const int seq = seq_of_panel(args.to.seqs, args.seqs, args.num_seqs, panel);
-  const Keys keys(args, seq, kv_head);
+  const CachedRows keys(args, args.from.key, seq, kv_head);
   const auto thread = static_cast<int>(threadIdx.x);
   const int token = thread / kLanes;
   const int lane = thread % kLanes;
@@ -95,7 +74,7 @@ __global__ void __launch_bounds__(kThreads)
   if (key < keys.count()) {
     const float* mean = mean_of(args, seq, kv_head);
 #pragma unroll
-    for (int c = 0; c < kLaneChunks; ++c) x[c] = keys.load(key, lane * kLaneChunks + c);
+    for (int c = 0; c < kLaneChunks; ++c) x[c] = load_key(keys, key, lane * kLaneChunks + c);
 #pragma unroll
     for (int c = 0; c < kLaneChunks; ++c) {
       const Eight off = load8(mean + (lane * kLaneChunks + c) * 8);
@@ -106,15 +85,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffU, largest, step));
-  }
-  if (thread % 32 == 0) largest_of_warp[thread / 32] = largest;
-  __syncthreads();
-#pragma unroll
-  for (const float other : largest_of_warp) largest = fmaxf(largest, other);
-  const Int8Scale by = int8_scale(largest);
+  const Int8Scale by = int8_scale(largest_of_block<kThreads>(largest));
 
   const int64_t at = int64_t{kv_head} * args.to.num_panels + panel;
   char* to = args.to.panels + at * kPanelBytes;

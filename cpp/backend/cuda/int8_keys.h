@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "backend/cuda/kv_layout.h"
 #include "backend/cuda/plan_view.h"
+#include "backend/cuda/quantize_args.h"
 
 namespace longspan::cuda {
 
@@ -28,15 +28,7 @@ struct Int8Keys {
   int32_t num_panels = 0;         ///< of a head
 };
 
-struct QuantizeKeysArgs {
-  PlanView plan;
-  KvLayout from;  ///< in bfloat16
-  int64_t layer = 0;
-  Int8Keys to;
-  const int32_t* seqs =
-      nullptr;  ///< [num_seqs], indices of the sequences, to.seqs' `table` growing
-  int32_t num_seqs = 0;
-};
+using QuantizeKeysArgs = QuantizeArgs<Int8Keys>;
 
 /// Quantises every key of the sequences by panel and head: symmetric, the largest magnitude being
 /// 127. What is quantised is a key less the mean of its head's, which takes the same from all

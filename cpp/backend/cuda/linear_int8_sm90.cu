@@ -224,10 +224,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   auto& shared = *reinterpret_cast<Shared<kCols>*>(memory);
   const auto rank = static_cast<int>(cluster_rank());
   if (threadIdx.x == 0) {
-    for (int i = 0; i < Shared<kCols>::kSlots; ++i) {
-      mbarrier_init(smem_address(&shared.full[i]), 1);
-      mbarrier_init(smem_address(&shared.empty[i]), kCluster * kConsumers * 4);  // a warp's release
-    }
+    init_ring(shared.full, shared.empty, kConsumers);
     fence_mbarrier_init();
   }
   cluster_sync();

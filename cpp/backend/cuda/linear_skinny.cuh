@@ -136,16 +136,7 @@ class Skinny {
         stages_(smem_address(smem) + warp_ * num_stages_ * Format::kStageBytes),
         landed_(smem_address(fixed_.landed[warp_])),
         next_{warp_ < num_slices_ ? static_cast<int>(blockIdx.x) : num_tiles_, warp_} {
-#if __CUDA_ARCH__ >= 900
-    const uint32_t arrivals = 1;
-#else
-    const uint32_t arrivals = 32;
-#endif
-    if (lane_ < num_stages_) mbarrier_init(landed_ + lane_ * 8, arrivals);
-#if __CUDA_ARCH__ >= 900
-    fence_async_proxy();
-#endif
-    __syncwarp();
+    init_landed(landed_, num_stages_, lane_);
   }
 
   __device__ void run() {

@@ -146,4 +146,19 @@ __device__ inline void fence_async_proxy() {
 }
 #endif
 
+/// Prepares a warp's barriers, one to each of its stages: a phase waits for what one lane brings by
+/// bulk copies or, on cards that have none, for all lanes' copies. For the whole warp to call.
+__device__ inline void init_landed(uint32_t landed, int num_stages, int lane) {
+#if __CUDA_ARCH__ >= 900
+  const uint32_t arrivals = 1;
+#else
+  const uint32_t arrivals = 32;
+#endif
+  if (lane < num_stages) mbarrier_init(landed + lane * 8, arrivals);
+#if __CUDA_ARCH__ >= 900
+  fence_async_proxy();
+#endif
+  __syncwarp();
+}
+
 }  // namespace longspan::cuda

@@ -83,6 +83,16 @@ struct Turn {
   }
 };
 
+/// The barriers of a ring of slots that copies fill and that every warp of so many consumers of
+/// either thread block releases. By one thread.
+template <int kSlots>
+__device__ void init_ring(uint64_t (&full)[kSlots], uint64_t (&empty)[kSlots], int consumers) {
+  for (int i = 0; i < kSlots; ++i) {
+    mbarrier_init(smem_address(&full[i]), 1);
+    mbarrier_init(smem_address(&empty[i]), kCluster * consumers * 4);
+  }
+}
+
 /// A tile of this thread block.
 struct Tile {
   SeqView seq;
@@ -208,6 +218,28 @@ cudaError_t launch_clusters(void (*kernel)(Params...), int num_clusters, int thr
   config.attrs = &cluster;
   config.numAttrs = 1;
   return cudaLaunchKernelEx(&config, kernel, args...);
+}
+
+/// What the warps of a prefill kernel do once its barriers are there: one brings keys and values by
+/// bring(), one to each consumer its queries, and consumers compute().
+template <class S, class Shared, class Bring, class Compute>
+__device__ void take_roles(const AttentionArgs& args, const PrefillWorkSm90& work, Shared& shared,
+                           int rank, const Bring& bring, const Compute& compute) {
+  cluster_sync();
+  // The same in all lanes, which the compiler is to know.
+  const auto warp = static_cast<int>(__shfl_sync(0xffffffffU, threadIdx.x / 32, 0));
+  if (warp < 4) {
+    give_registers<S::kProducerRegisters>();
+    if (warp == 0) {
+      bring();
+    } else if (warp <= S::kConsumers) {
+      bring_queries<S>(args, work, shared.queries, shared.query_turns, rank, warp - 1);
+    }
+  } else {
+    take_registers<S::kConsumerRegisters>();
+    compute(warp / 4 - 1);
+  }
+  cluster_sync();  // neither thread block ends while the other may write to it
 }
 
 }  // namespace longspan::cuda

@@ -144,12 +144,32 @@ class Ops : public testing::TestWithParam<Device> {
     return {backend(), dtype, rows, cols};
   }
   /// Packs [N, K] as a checkpoint in bfloat16 holds it.
-  std::unique_ptr<PackedLinear> pack(const reference::Matrix& weight) const {
+  std::unique_ptr<PackedLinear> pack(const reference::Matrix& weight,
+                                     LinearDType dtype = LinearDType::kNative) const {
     const HostWeight host(weight, DType::kBF16);
-    return backend().pack_linear({&host.view(), 1}, {}, LinearDType::kNative);
+    return backend().pack_linear({&host.view(), 1}, {}, dtype);
   }
   Buffer pack_vector(const reference::Matrix& vector) const {
     return backend().pack_vector(HostWeight(vector, DType::kF32).view());
+  }
+
+  /// Gate and up of random rows, and what SiLU makes of them, in one op; expects both ops apart to
+  /// make the same to the bit.
+  struct SiluMul {
+    DeviceMatrix gate_up;
+    DeviceMatrix result;
+  };
+  SiluMul silu_mul_at_once(const PackedLinear& packed, int64_t rows) const {
+    const DeviceMatrix x =
+        matrix(act(), reference::random_matrix(rows, packed.in_features(), 2.0, 3));
+    SiluMul at_once{matrix(out(), rows, packed.out_features()),
+                    matrix(act(), rows, packed.out_features() / 2)};
+    const DeviceMatrix apart = matrix(act(), rows, packed.out_features() / 2);
+    backend().linear_silu_mul(x.view(), packed, at_once.gate_up.view(), at_once.result.view());
+    backend().linear(x.view(), packed, at_once.gate_up.view());
+    backend().silu_mul(at_once.gate_up.view(), apart.view());
+    EXPECT_EQ(at_once.result.read().values, apart.read().values);
+    return at_once;
   }
 
  private:

@@ -89,11 +89,6 @@ Matrix signs(int64_t size) {
 
 class LinearDTypeOps : public Ops {
  protected:
-  std::unique_ptr<PackedLinear> pack_as(LinearDType dtype, const Matrix& weight) const {
-    const HostWeight host(weight, DType::kBF16);
-    return backend().pack_linear({&host.view(), 1}, {}, dtype);
-  }
-
   /// Expects y = x W^T + bias in int8 within the rounding of y and of the scales. A code of either
   /// side, where double precision sees a tie, may be the next one.
   void expect_linear(const Matrix& y, const Matrix& x, const Matrix& weight,
@@ -183,8 +178,8 @@ TEST_P(LinearDTypeOps, EveryCodeIsTheReferences) {
   for (const LinearDType dtype : backend().linear_dtypes()) {
     if (dtype == LinearDType::kNative) continue;
     SCOPED_TRACE(name_of(dtype));
-    const std::unique_ptr<PackedLinear> one = pack_as(dtype, signs(kSize));
-    const std::unique_ptr<PackedLinear> weight = pack_as(dtype, values);
+    const std::unique_ptr<PackedLinear> one = pack(signs(kSize), dtype);
+    const std::unique_ptr<PackedLinear> weight = pack(values, dtype);
     const DeviceMatrix ones = matrix(act(), signs(kSize));
     const DeviceMatrix x = matrix(act(), values);
     const DeviceMatrix y = matrix(out(), kSize, kSize);
@@ -211,7 +206,7 @@ TEST_P(LinearDTypeOps, AnOutlierLeavesTheOthersSeen) {
     SCOPED_TRACE(name_of(dtype));
     const DeviceMatrix x = matrix(act(), values);
     const DeviceMatrix y = matrix(out(), values.rows, weight.rows);
-    backend().linear(x.view(), *pack_as(dtype, weight), y.view());
+    backend().linear(x.view(), *pack(weight, dtype), y.view());
     const Matrix got = y.read();
     const Matrix want = reference::linear(x.read(), weight);
     double squares = 0;
@@ -236,7 +231,7 @@ TEST_P(LinearDTypeOps, ARowThatIsNotFiniteStaysAlone) {
       SCOPED_TRACE(testing::Message() << name_of(dtype) << " " << rows);
       const DeviceMatrix x(backend(), act(), values);
       const DeviceMatrix y = matrix(out(), rows, 32);
-      backend().linear(x.view().rows_from(0, rows), *pack_as(dtype, weight), y.view());
+      backend().linear(x.view().rows_from(0, rows), *pack(weight, dtype), y.view());
       const Matrix got = y.read();
       for (int64_t r = 0; r < rows; ++r) {
         for (const double value : got.row(r)) {
@@ -254,17 +249,10 @@ TEST_P(LinearDTypeOps, SiluMulAtOnceIsThatOfTheProduct) {
       const double unit =
           1.0 / std::sqrt(static_cast<double>(in));  // so that gates are of all sizes
       const std::unique_ptr<PackedLinear> packed =
-          pack_as(dtype, reference::random_matrix(2 * inner, in, 8 * unit, 1));
+          pack(reference::random_matrix(2 * inner, in, 8 * unit, 1), dtype);
       for (const int64_t rows : {1, 8, 9, 16, 17}) {
         SCOPED_TRACE(testing::Message() << rows << " x " << in << " x 2 * " << inner);
-        const DeviceMatrix x = matrix(act(), reference::random_matrix(rows, in, 2.0, 3));
-        const DeviceMatrix gate_up = matrix(out(), rows, 2 * inner);
-        const DeviceMatrix at_once = matrix(act(), rows, inner);
-        const DeviceMatrix apart = matrix(act(), rows, inner);
-        backend().linear_silu_mul(x.view(), *packed, gate_up.view(), at_once.view());
-        backend().linear(x.view(), *packed, gate_up.view());
-        backend().silu_mul(gate_up.view(), apart.view());
-        EXPECT_EQ(at_once.read().values, apart.read().values);
+        silu_mul_at_once(*packed, rows);
       }
     }
   }
@@ -283,7 +271,7 @@ TEST_P(LinearDTypeOps, ManyRowsAndOutputs) {
       SCOPED_TRACE(testing::Message() << rows << " x " << in << " x " << out_features);
       const DeviceMatrix x = matrix(act(), values);
       const DeviceMatrix y = matrix(out(), rows, out_features);
-      backend().linear(x.view(), *pack_as(dtype, weight), y.view());
+      backend().linear(x.view(), *pack(weight, dtype), y.view());
       const Matrix all = y.read();
       const int64_t last = rows - 1;
       const std::vector<int64_t> some = {0, 16, last / 3, last / 2, last - 5, last};
@@ -309,7 +297,7 @@ TEST_P(LinearDTypeOps, MoreRowsThanThereIsRoomFor) {
     MatrixView many = x.view();
     many.rows = kRows;
     many.stride = 0;
-    backend().linear(many, *pack_as(dtype, weight), y.view());
+    backend().linear(many, *pack(weight, dtype), y.view());
     const Matrix all = y.read();
     const std::vector<int64_t> first = {0};
     expect_linear(rows_of(all, first), x.read(), weight, {});

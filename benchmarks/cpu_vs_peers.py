@@ -64,6 +64,7 @@ class Longspan:
         self.engine = Engine.load(
             args.hf_dir,
             EngineConfig(
+                device="cpu",
                 dtype="bfloat16",
                 num_threads=args.threads,
                 session_len=MAX_LENGTH + DECODE_TOKENS + 1,
@@ -284,11 +285,13 @@ def floors(work: Workload, config: dict[str, Any], rates: dict[str, float]) -> d
 
 
 def other_load() -> float:
-    """CPUs' worth of other people's work right now, from a second of /proc/stat."""
+    """CPUs' worth of other work right now on those we may run on, from a second of /proc/stat."""
+    ours = {f"cpu{cpu}" for cpu in os.sched_getaffinity(0)}
 
     def busy() -> float:
-        ticks = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-        return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+        ticks = [[int(x) for x in line[1:9]] for line in lines if line[0] in ours]
+        return sum(sum(t) - t[3] - t[4] for t in ticks) / os.sysconf("SC_CLK_TCK")
 
     before, start = busy(), time.perf_counter()
     time.sleep(1.0)

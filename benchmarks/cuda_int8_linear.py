@@ -5,7 +5,7 @@ its standard error over the windows. With --reference-job also its prefill, deco
 which have no limit: weights are read in half the bytes, and tensor cores multiply bytes at twice
 the rate of bfloat16.
 
-    python benchmarks/cuda_int8_linear.py [--windows 8] [--reference-job DIR] [--json FILE]
+    python benchmarks/cuda_int8_linear.py [--windows 12] [--reference-job DIR] [--json FILE]
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def times(args: argparse.Namespace, linear_dtype: str) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--windows", type=int, default=12)
     parser.add_argument("--length", type=int, default=8192)
     parser.add_argument("--reference-job", type=Path, help="made by random_model.py")
     parser.add_argument("--prefill", type=int, default=32768, help="tokens of its prompt")

@@ -49,10 +49,12 @@ class OutOfTime(Exception):
 
 def prefill_floor(floors: Floors, tokens: int, args: argparse.Namespace) -> float:
     """Seconds; products in bytes take half the time: those of queries and keys, half of attention,
-    or those of weights and values too."""
+    or those of weights and values too, and with --linear-dtype the layers' linears."""
     flops = floors.flops(tokens)
     in_bytes = {"int8": 0.5, "int8_fp8": 1.0}.get(args.prefill_attention, 0.0)
     flops -= floors.pair_flops * tokens * tokens / 2 * in_bytes / 2
+    if args.linear_dtype == "int8":
+        flops -= floors.linear * tokens
     return flops / floors.rates["bf16_product_flops"]
 
 
@@ -143,8 +145,9 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         "cache_block_seq_len": BLOCK,
         "kv_cache_dtype": args.kv_cache_dtype,
     }
-    if args.prefill_attention:
-        options["prefill_attention"] = args.prefill_attention
+    for name in ("prefill_attention", "linear_dtype"):
+        if given := getattr(args, name):
+            options[name] = given
     for chunk in (args.chunk,) if args.chunk else CHUNKS:
         options["max_prefill_token_num"] = chunk
         if plan_memory(str(args.folder), EngineConfig(**options)).fits:
@@ -248,6 +251,7 @@ def main() -> int:
     parser.add_argument("--session-len", type=int, default=1_000_000)
     parser.add_argument("--kv-cache-dtype", default="int8")
     parser.add_argument("--prefill-attention")
+    parser.add_argument("--linear-dtype")
     parser.add_argument("--chunk", type=int, help="most prompt tokens in a step")
     parser.add_argument("--cache-max-entry-count", type=float, help="default: what it takes")
     parser.add_argument("--max-new-tokens", type=int, default=16)
@@ -274,6 +278,7 @@ def main() -> int:
     model = json.loads((args.folder / "config.json").read_text())
     rates = {"bf16_product_flops": args.tp * CEILING, "copy_bytes_per_s": args.tp * COPY}
     floors = Floors(model, rates)
+    floors.linear_bytes = 1 if args.linear_dtype == "int8" else 2
     options = engine_options(args)
     begin = time.perf_counter()
     with pipeline(args.folder, EngineConfig(**options)) as pipe:

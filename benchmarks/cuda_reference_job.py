@@ -106,6 +106,7 @@ class Floors:
         self.head = hidden * c["vocab_size"]
         self.pair_flops = 4 * layers * heads * dim
         self.kv_bytes = 2 * 2 * layers * kv_heads * dim
+        self.linear_bytes = 2  # of a weight of the layers
         self.rates = rates
 
     def flops(self, tokens: int) -> float:
@@ -116,7 +117,8 @@ class Floors:
         return self.flops(tokens) / self.rates["bf16_product_flops"]
 
     def decode(self, keys: int, batch: int = 1) -> float:
-        read = 2 * (self.linear + self.head) + batch * keys * self.kv_bytes
+        weights = self.linear_bytes * self.linear + 2 * self.head
+        read = weights + batch * keys * self.kv_bytes
         return read / self.rates["copy_bytes_per_s"]
 
 

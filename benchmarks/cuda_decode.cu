@@ -36,8 +36,9 @@ class Attention {
         prefill.push_back({index, rows, seq.num_keys - seq.num_rows});
       }
     }
+    CUDA_CHECK(plan_decode(cache.args().kv, &launch_));
     const Shape& shape = cache.shape();
-    const DecodeSpans list(decode, shape.num_heads, shape.num_kv_heads);
+    const DecodeSpans list(decode, shape.num_heads, shape.num_kv_heads, launch_.grid);
     const DecodeSizes sizes = max_decode_sizes(static_cast<int64_t>(decode.size()), decode_rows,
                                                max_keys, shape.num_heads, shape.num_kv_heads);
     if (static_cast<int64_t>(list.spans().size()) > sizes.spans ||
@@ -61,7 +62,6 @@ class Attention {
     partial_lse_ = std::make_unique<DeviceArray<float>>(partial_rows);
     work_ = {spans_->get(), merges_->get(), counts_->get(), partial_out_->get(),
              partial_lse_->get()};
-    CUDA_CHECK(plan_decode(cache.args().kv, &launch_));
     CUDA_CHECK(prepare_prefill_mma(shape.head_dim));
   }
 

@@ -13,12 +13,12 @@ namespace decode {
 namespace {
 
 template <class C>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(C::kThreads, C::kBlocks)
     decode_kernel(const __grid_constant__ AttentionArgs args,
                   const __grid_constant__ DecodeWork work, int num_stages) {
   extern __shared__ __align__(1024) uint8_t smem[];
   const int warp_bytes = num_stages / 2 * C::kTwoStages;
-  auto& shared = *reinterpret_cast<Fixed<C>*>(smem + kWarps * warp_bytes);
+  auto& shared = *reinterpret_cast<Fixed<C>*>(smem + C::kWarps * warp_bytes);
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const uint32_t stages = smem_address(smem) + warp * warp_bytes;
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const DecodeSpan span = next_span;
     const SeqView seq = next_seq;
     const int kv_head = units.kv_head(unit);
-    for (int i = threadIdx.x; i < kDecodePairs * (C::kRowDim / 8); i += kThreads) {
+    for (int i = threadIdx.x; i < kDecodePairs * (C::kRowDim / 8); i += C::kThreads) {
       const int pair = i / (C::kRowDim / 8);
       const int chunk = i % (C::kRowDim / 8);
       uint4 q = make_uint4(0, 0, 0, 0);
@@ -82,8 +82,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     const Queries<C> queries(smem_address(shared.q), lane);
     float factor[2] = {seq.scale_log2, seq.scale_log2};
     if constexpr (C::Key::kIntegers) {
-      factor[0] *= shared.q_scale[lane / 4];
-      factor[1] *= shared.q_scale[lane / 4 + 8];
+      factor[0] *= shared.q_scale[lane % 4 * 2];
+      factor[1] *= shared.q_scale[lane % 4 * 2 + 1];
     }
 
     // Keys of the span that the lane's two pairs see, and those that every pair sees.
@@ -91,25 +91,25 @@ __global__ void __launch_bounds__(kThreads, 2)
       const int position = static_cast<int>(seq.first_position) + (span.first_pair + pair) / group;
       return max(0, min(span.num_keys, args.plan.context.keys(position + 1) - span.first_key));
     };
-    const int visible_here[2] = {visible(min(lane / 4, span.num_pairs - 1)),
-                                 visible(min(lane / 4 + 8, span.num_pairs - 1))};
+    const int visible_here[2] = {visible(min(lane % 4 * 2, span.num_pairs - 1)),
+                                 visible(min(lane % 4 * 2 + 1, span.num_pairs - 1))};
     const int visible_to_all = visible(0);
 
     read_ahead(unit + gridDim.x);
     Softmax<C> softmax;
-    for (int key = warp * C::kKeys; key < span.num_keys; key += kWarps * C::kKeys) {
-      float scores[C::kKeys / 8][4];
+    for (int key = warp * C::kKeys; key < span.num_keys; key += C::kWarps * C::kKeys) {
+      float scores[C::kKeys / 16][4];
       const uint32_t keys = wait();
       multiply_keys<C>(queries, keys, lane, scores);
       multiply_scales<typename C::Key>(keys, lane, factor, scores);
       release();
       if (key + C::kKeys > visible_to_all) {
 #pragma unroll
-        for (int n = 0; n < C::kKeys / 8; ++n) {
+        for (int t = 0; t < C::kKeys / 16; ++t) {
 #pragma unroll
           for (int c = 0; c < 4; ++c) {
-            if (key + n * 8 + lane % 4 * 2 + c % 2 >= visible_here[c / 2]) {
-              scores[n][c] = -INFINITY;
+            if (key + t * 16 + c / 2 * 8 + lane / 4 >= visible_here[c % 2]) {
+              scores[t][c] = -INFINITY;
             }
           }
         }
@@ -132,6 +132,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 /// What is compiled for a cache.
 struct Variant {
   void (*kernel)(AttentionArgs, DecodeWork, int);
+  int warps;
+  int blocks;
   int two_stages;
   int fixed_bytes;
 };
@@ -139,7 +141,7 @@ struct Variant {
 template <KvElement key, KvElement value, int row_dim>
 Variant variant() {
   using C = Cache<key, value, row_dim>;
-  return {decode_kernel<C>, C::kTwoStages, sizeof(Fixed<C>)};
+  return {decode_kernel<C>, C::kWarps, C::kBlocks, C::kTwoStages, sizeof(Fixed<C>)};
 }
 
 template <KvElement key, KvElement value>
@@ -197,13 +199,13 @@ cudaError_t plan_decode(const KvLayout& kv, DecodeLaunch* launch) {
   if (error != cudaSuccess) return error;
 
   const Variant variant = variant_of(kv);
-  const int two_stages = kWarps * variant.two_stages;
+  const int two_stages = variant.warps * variant.two_stages;
   const auto stages_of = [&](int blocks) {
     const int bytes = std::min(sm_bytes / blocks - reserved, block_bytes) - variant.fixed_bytes;
     return std::min(bytes / two_stages * 2, kMaxStages);
   };
-  // Two thread blocks hide the ends of each other's spans, where they leave room for enough stages.
-  const int blocks = stages_of(2) >= 4 ? 2 : 1;
+  int blocks = variant.blocks;
+  while (blocks > 1 && stages_of(blocks) < 2) blocks /= 2;
   launch->grid = sms * blocks;
   launch->stages = stages_of(blocks);
   launch->smem_bytes = launch->stages / 2 * two_stages + variant.fixed_bytes;
@@ -214,9 +216,9 @@ cudaError_t plan_decode(const KvLayout& kv, DecodeLaunch* launch) {
 
 cudaError_t attention_decode(const AttentionArgs& args, const DecodeWork& work,
                              const DecodeLaunch& launch, cudaStream_t stream) {
-  const cudaError_t error =
-      launch_overlapped(decode::variant_of(args.kv).kernel, launch.grid, decode::kThreads,
-                        launch.smem_bytes, stream, args, work, launch.stages);
+  const decode::Variant variant = decode::variant_of(args.kv);
+  const cudaError_t error = launch_overlapped(variant.kernel, launch.grid, 32 * variant.warps,
+                                              launch.smem_bytes, stream, args, work, launch.stages);
   if (error != cudaSuccess) return error;
   return launch_overlapped(decode::merge_kernel, launch.merge_grid, 32 * decode::kMergeWarps, 0,
                            stream, args, work);

@@ -18,8 +18,8 @@ struct DecodeWork {
 /// How the decode kernels are launched on a device; found once. The shape of a launch depends on
 /// the device and the cache only, so that CUDA graphs hold whatever the work list.
 struct DecodeLaunch {
-  int32_t grid = 0;
-  int32_t stages = 0;  ///< slices of 16 keys or values that each warp has under way
+  int32_t grid = 0;    ///< thread blocks that the device runs at a time
+  int32_t stages = 0;  ///< slices of keys or values that each warp has under way
   int32_t smem_bytes = 0;
   int32_t merge_grid = 0;
 };

@@ -1,19 +1,19 @@
 #pragma once
 
+#include <algorithm>
+
 #include "backend/cuda/attention_decode.h"
 #include "backend/cuda/kv_element.cuh"
 #include "backend/cuda/mma.cuh"
 
 namespace longspan::cuda::decode {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = 32 * kWarps;
 constexpr int kMaxStages = 16;
 /// Bytes of a row of queries, of which a panel holds kDecodePairs.
 constexpr int kQueryPanel = kDecodePairs * 128;
 /// Floats between the rows in which warps exchange 64 columns: no bank conflicts.
 constexpr int kExchangeCols = 64;
-constexpr int kExchangeStride = kExchangeCols + 8;
+constexpr int kExchangeStride = kExchangeCols + 4;
 
 /// A slice of keys or of values, what a warp takes at a time, as it lies in a stage:
 /// [kPanels][kKeys rows of kRowBytes, swizzled as in the pool], then [kKeys] high bits and [kKeys]
@@ -47,10 +47,15 @@ struct Slice {
 /// What a kernel is compiled for: the elements of keys and of values, and KvLayout::row_dim.
 template <KvElement key, KvElement value, int row_dim>
 struct Cache {
-  static constexpr int kKeyBytes = row_dim * bits_of(key) / 8;
-  /// Of a slice: as many as two thread blocks have room for in four stages, since what is done once
-  /// per slice takes longer than to widen it.
-  static constexpr int kKeys = kKeyBytes < 128 ? 64 : kKeyBytes < 256 ? 32 : 16;
+  static constexpr bool kNative = key == KvElement::kNative;
+  /// Of a thread block, and thread blocks that share a multiprocessor where it has room: as many
+  /// warps as registers allow, for one waits most of its time and others fill it. Values of four
+  /// bits do better in more blocks, which hide the ends of each other's spans (NOTES.md).
+  static constexpr int kWarps = row_dim <= 128 && value != KvElement::kInt4 ? 8 : 4;
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kBlocks = (row_dim <= 128 ? 16 : 8) / kWarps;
+  /// Of a slice: for what is done once per slice as many as shared memory allows, 4 KiB in bytes.
+  static constexpr int kKeys = std::max(16, 4096 / (row_dim * (kNative ? 2 : 1)));
   using Key = Slice<key, row_dim, kKeys>;
   using Value = Slice<value, row_dim, kKeys>;
   static constexpr int kRowDim = row_dim;
@@ -63,19 +68,19 @@ struct Cache {
   }
 };
 
-/// Shared memory: stages first, [kWarps][stages / 2]{keys, values}.
+/// Shared memory: stages first, [C::kWarps][stages / 2]{keys, values}.
 template <class C>
 struct Fixed {
   uint8_t q[C::kQueryPanels * kQueryPanel];  // [panels][kDecodePairs rows of 128 bytes, swizzled]
   float q_scale[kDecodePairs];               // where keys are integers, of what is in q
-  float exchange[kWarps][kDecodePairs][kExchangeStride];
-  float max[kWarps][kDecodePairs];
-  float sum[kWarps][kDecodePairs];
-  uint64_t landed[kWarps][kMaxStages];
+  float exchange[C::kWarps][kDecodePairs][kExchangeStride];
+  float max[C::kWarps][kDecodePairs];
+  float sum[C::kWarps][kDecodePairs];
+  uint64_t landed[C::kWarps][kMaxStages];
 };
 
 /// Unit u of the step's work is span u / num_kv_heads for KV head u % num_kv_heads. Thread block b
-/// takes units b, b + gridDim.x, ...; within a span, warp w takes slices w, w + kWarps, ...
+/// takes units b, b + gridDim.x, ...; within a span, warp w takes slices w, w + C::kWarps, ...
 struct Units {
   int count;
   int num_kv_heads;
@@ -111,7 +116,7 @@ class SliceLoader {
       in_block_ = key_ & (args_.kv.block_len - 1);
       from_ = head_ + block_ * args_.kv.block_bytes;
       slice_end_ = key_ + C::kKeys;
-      key_ += kWarps * C::kKeys;
+      key_ += C::kWarps * C::kKeys;
       if (key_ < end_) block_ = __ldg(table_ + (key_ >> block_shift_));
       copy<typename C::Key>(args_.kv.key, stage, landed);
     }

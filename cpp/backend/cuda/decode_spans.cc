@@ -15,8 +15,14 @@ int64_t max_splits(int64_t num_pairs) {
 
 }  // namespace
 
-int32_t decode_span_len(int64_t num_keys, int64_t num_pairs) {
-  const auto least = static_cast<uint64_t>(ceil_div(num_keys, max_splits(num_pairs)));
+int32_t decode_span_len(int64_t num_keys, int64_t num_pairs, int64_t num_kv_heads, int64_t slots) {
+  // What is done once per span is least in the fewest of those that fill the device's rounds best.
+  const int64_t readers = ceil_div(num_pairs, kDecodePairs) * num_kv_heads;
+  const auto rounds = [&](int64_t splits) { return ceil_div(splits * readers, slots); };
+  const int64_t most = max_splits(num_pairs);
+  int64_t splits = most;
+  while (splits > 1 && splits / 2 * rounds(most) >= most * rounds(splits / 2)) splits /= 2;
+  const auto least = static_cast<uint64_t>(ceil_div(num_keys, splits));
   return static_cast<int32_t>(
       std::max(std::bit_ceil(least), static_cast<uint64_t>(kMinDecodeSpan)));
 }
@@ -35,30 +41,39 @@ DecodeSizes max_decode_sizes(int64_t max_seqs, int64_t max_rows, int64_t max_key
   return sizes;
 }
 
-DecodeSpans::DecodeSpans(std::span<const DecodeSeq> seqs, int64_t num_heads, int64_t num_kv_heads) {
+DecodeSpans::DecodeSpans(std::span<const DecodeSeq> seqs, int64_t num_heads, int64_t num_kv_heads,
+                         int64_t slots) {
   const int64_t group = num_heads / num_kv_heads;
   for (const DecodeSeq& seq : seqs) {
     const int64_t pairs = seq.num_rows * group;
-    const int64_t span_len = decode_span_len(seq.num_keys, pairs);
+    const int64_t span_len = decode_span_len(seq.num_keys, pairs, num_kv_heads, slots);
     const int64_t splits = ceil_div(seq.num_keys, span_len);
-    for (int64_t first_pair = 0; first_pair < pairs; first_pair += kDecodePairs) {
-      const int64_t num_pairs = std::min<int64_t>(pairs - first_pair, kDecodePairs);
-      DecodeSpan span;
-      span.seq = seq.seq;
-      span.first_pair = static_cast<int32_t>(first_pair);
-      span.num_pairs = static_cast<int32_t>(num_pairs);
-      if (splits > 1) {
-        merges_.push_back({seq.seq, span.first_pair, span.num_pairs,
-                           static_cast<int32_t>(partial_rows_), static_cast<int32_t>(splits)});
-      }
-      for (int64_t key = 0; key < seq.num_keys; key += span_len) {
+    for (int64_t key = 0; key < seq.num_keys; key += span_len) {
+      // Rows of a run's spans follow each other, the runs as well.
+      int64_t run = partial_rows_;
+      for (int64_t first_pair = 0; first_pair < pairs; first_pair += kDecodePairs) {
+        const int64_t num_pairs = std::min<int64_t>(pairs - first_pair, kDecodePairs);
+        const int64_t rows = num_kv_heads * num_pairs;
+        DecodeSpan span;
+        span.seq = seq.seq;
         span.first_key = static_cast<int32_t>(key);
         span.num_keys = static_cast<int32_t>(std::min(span_len, seq.num_keys - key));
-        span.partial = splits > 1 ? static_cast<int32_t>(partial_rows_) : -1;
-        if (splits > 1) partial_rows_ += num_kv_heads * num_pairs;
+        span.first_pair = static_cast<int32_t>(first_pair);
+        span.num_pairs = static_cast<int32_t>(num_pairs);
+        if (splits > 1) {
+          span.partial = static_cast<int32_t>(run + key / span_len * rows);
+          if (key == 0) {
+            merges_.push_back({seq.seq, span.first_pair, span.num_pairs, span.partial,
+                               static_cast<int32_t>(splits)});
+          }
+        } else {
+          span.partial = -1;
+        }
         spans_.push_back(span);
+        run += splits * rows;
       }
     }
+    if (splits > 1) partial_rows_ += splits * num_kv_heads * pairs;
   }
   std::stable_sort(spans_.begin(), spans_.end(), [](const DecodeSpan& a, const DecodeSpan& b) {
     return a.num_keys > b.num_keys;

@@ -6,10 +6,10 @@
 
 namespace longspan::cuda {
 
-/// (row, head) pairs that share one reading of the keys of their KV head: the M of an mma.
-inline constexpr int kDecodePairs = 16;
+/// (row, head) pairs that share one reading of the keys of their KV head: the N of an mma.
+inline constexpr int kDecodePairs = 8;
 /// Most spans that the keys of one sequence are split into; fewer where several runs of pairs read
-/// them.
+/// them, or where fewer fill a card as well.
 inline constexpr int kMaxDecodeSplits = 64;
 /// Keys of a span at least: few enough that one short sequence occupies a card, enough that partial
 /// results stay a small part of what is read.
@@ -58,19 +58,22 @@ struct DecodeSeq {
   int64_t num_keys = 0;  ///< that its last row sees: first_position + num_rows
 };
 
-/// Keys per span of a sequence: a function of its own length and pairs only, so that its results do
-/// not depend on the company it has in a batch. num_keys in [1, 2^30].
-int32_t decode_span_len(int64_t num_keys, int64_t num_pairs);
+/// Keys per span of a sequence: a function of its own length and pairs, the model and the device
+/// only, so that its results do not depend on the company it has in a batch. num_keys in [1, 2^30];
+/// slots: thread blocks of the decode kernel that the device runs at a time, 1 or more.
+int32_t decode_span_len(int64_t num_keys, int64_t num_pairs, int64_t num_kv_heads, int64_t slots);
 
 /// The most that max_seqs sequences of at most max_rows rows and max_keys keys can need.
 DecodeSizes max_decode_sizes(int64_t max_seqs, int64_t max_rows, int64_t max_keys,
                              int64_t num_heads, int64_t num_kv_heads);
 
 /// The work list of a step. Longest spans first: dealt out in turn to any number of thread blocks,
-/// their shares differ by one span at most.
+/// their shares differ by one span at most. Runs of pairs that read the same keys follow each
+/// other, so that L2 serves all but the first.
 class DecodeSpans {
  public:
-  DecodeSpans(std::span<const DecodeSeq> seqs, int64_t num_heads, int64_t num_kv_heads);
+  DecodeSpans(std::span<const DecodeSeq> seqs, int64_t num_heads, int64_t num_kv_heads,
+              int64_t slots);
 
   const std::vector<DecodeSpan>& spans() const { return spans_; }
   const std::vector<DecodeMerge>& merges() const { return merges_; }

@@ -7,29 +7,28 @@
 
 namespace longspan::cuda::decode {
 
-/// Online softmax of a warp over its slices of a span. A lane holds the pairs lane / 4 and
-/// lane / 4 + 8; `sum` is of its own keys only.
+/// Online softmax of a warp over its slices of a span. A lane holds the pairs lane % 4 * 2 + {0, 1}
+/// of keys, or columns, lane / 4 and others that are multiples of 8 further; `sum` is of its own
+/// keys only.
 template <class C>
 struct Softmax {
-  /// With m = kHalfWord of a value, [n][2 r + i] is pair lane / 4 + 8 r, column
-  /// 8 m (n / m) + 2 m (lane % 4) + m i + n % m: what multiply_values() makes of a value's words.
-  float out[C::kRowDim / 8][4] = {};
+  /// With m = kHalfWord of a value, [n][2 h + r] is pair lane % 4 * 2 + r, column
+  /// 16 m (n / m) + 8 m h + m (lane / 4) + n % m: what multiply_values() makes of a value's words.
+  float out[C::kRowDim / 16][4] = {};
   float max[2] = {-INFINITY, -INFINITY};
   float sum[2] = {};
 
   /// Takes the scores of a slice, in units of log 2, and leaves their weights.
-  __device__ void weigh(float (&scores)[C::kKeys / 8][4]) {
+  __device__ void weigh(float (&scores)[C::kKeys / 16][4]) {
     float rescale[2];
     bool grew = false;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float m = fmaxf(scores[0][2 * r], scores[0][2 * r + 1]);
+      float m = fmaxf(scores[0][r], scores[0][2 + r]);
 #pragma unroll
-      for (int n = 1; n < C::kKeys / 8; ++n) {
-        m = fmaxf(m, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
-      }
-      m = fmaxf(m, __shfl_xor_sync(~0U, m, 1));
-      m = fmaxf(m, __shfl_xor_sync(~0U, m, 2));
+      for (int t = 1; t < C::kKeys / 16; ++t) m = fmaxf(m, fmaxf(scores[t][r], scores[t][2 + r]));
+#pragma unroll
+      for (int i = 4; i < 32; i *= 2) m = fmaxf(m, __shfl_xor_sync(~0U, m, i));
       m = fmaxf(m, max[r]);
       const float base = m == -INFINITY ? 0.0F : m;
       rescale[r] = exp2_approx(max[r] - base);
@@ -39,7 +38,7 @@ struct Softmax {
 #pragma unroll
       for (auto& score : scores) {
 #pragma unroll
-        for (int c = 2 * r; c < 2 * r + 2; ++c) {
+        for (int c = r; c < 4; c += 2) {
           score[c] = exp2_approx(score[c] - base);
           s += score[c];
         }
@@ -50,7 +49,7 @@ struct Softmax {
 #pragma unroll
       for (auto& o : out) {
 #pragma unroll
-        for (int c = 0; c < 4; ++c) o[c] *= rescale[c / 2];
+        for (int c = 0; c < 4; ++c) o[c] *= rescale[c % 2];
       }
     }
   }
@@ -113,43 +112,38 @@ __device__ void put_query(Fixed<C>& shared, int pair, int chunk, uint4 q) {
   }
 }
 
-/// Operand A of Q K^T for all of row_dim, what put_query() put by 32 bytes: in registers where
-/// there is room, else read again.
-template <class C, bool kKept = C::kRowDim <= 128>
+/// Operand B of K Q^T for all of row_dim, in registers: what put_query() put, by 32 bytes.
+template <class C>
 class Queries {
  public:
   static constexpr int kSteps = C::kRowDim / 16;
 
   __device__ Queries(uint32_t q, int lane) {
-    address_ = q;
-    row_ = lane % 16;
-    half_ = lane / 16;
-    if constexpr (kKept) {
 #pragma unroll
-      for (int k = 0; k < kSteps; ++k) read(k, kept_[k]);
+    for (int k = 0; k < kSteps; k += 2) {
+      ldmatrix(words_[k / 2], q + k / 4 * kQueryPanel + swizzle(lane % 8, k % 4 * 2 + lane / 8));
     }
   }
-  __device__ void get(int k, uint32_t (&a)[4]) const {
-    if constexpr (kKept) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) a[i] = kept_[k][i];
-    } else {
-      read(k, a);
-    }
+  /// sum += a, of 16 keys, times step k.
+  template <class Sum>
+  __device__ void multiply(Sum (&sum)[4], const uint32_t (&a)[4], int k) const {
+    mma(sum, a, words_[k / 2][k % 2 * 2], words_[k / 2][k % 2 * 2 + 1]);
   }
 
  private:
-  __device__ void read(int k, uint32_t (&a)[4]) const {
-    ldmatrix(a, address_ + k / 4 * kQueryPanel + swizzle(row_, k % 4 * 2 + half_));
-  }
-  uint32_t address_, row_, half_;
-  uint32_t kept_[kKept ? kSteps : 1][4];
+  uint32_t words_[kSteps / 2][4];
 };
 
 __device__ inline uint32_t read_shared(uint32_t address) {
   uint32_t word;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
   return word;
+}
+
+__device__ inline uint16_t read_shared_half(uint32_t address) {
+  uint16_t half;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(half) : "r"(address) : "memory");
+  return half;
 }
 
 template <int n>
@@ -192,154 +186,122 @@ struct GroupScales {
     return words[chunk * 32 / static_cast<int>(kInt4Group)];
   }
 };
-/// Stands for those of other elements.
+/// Stand for those of other elements.
+struct NoHighBits {
+  __device__ NoHighBits(uint32_t, int, int) {}
+};
 struct NoScales {
   __device__ NoScales(uint32_t, int) {}
 };
 template <class S>
+using HighBitsOf = std::conditional_t<S::kElement == KvElement::kInt6, HighBits<S>, NoHighBits>;
+template <class S>
 using ScalesOf = std::conditional_t<S::kElement == KvElement::kInt4, GroupScales<S>, NoScales>;
 
-/// scores[16 pairs][kKeys] = Q K^T but for the keys' scales, and of keys in integers the queries',
-/// in two sums that do not wait for each other.
+/// scores = K Q^T, in the order of a product's result, but for the keys' scales, and of keys in
+/// integers the queries': [t][c] is of key 16 t + lane / 4 + 8 (c / 2), pair lane % 4 * 2 + c % 2.
 template <class C>
 __device__ void multiply_keys(const Queries<C>& queries, uint32_t keys, int lane,
-                              float (&scores)[C::kKeys / 8][4]) {
+                              float (&scores)[C::kKeys / 16][4]) {
   using S = typename C::Key;
-  // Of keys in integers a product with the high bytes and one with the low, exact.
+  // Of keys in integers a product with the high bytes and one with the low, exact; of others two
+  // that do not wait for each other.
   using Sum = std::conditional_t<S::kIntegers, int32_t, float>;
-  Sum sums[2][C::kKeys / 8][4] = {};
-  if constexpr (S::kElement == KvElement::kInt8) {
-    constexpr int kSteps = C::kRowDim / 32;
-    const uint32_t row = lane % 16;
-    const uint32_t half = lane / 16;
+  Sum sums[2][C::kKeys / 16][4] = {};
+  const uint32_t row = lane % 16;
+  const uint32_t half = lane / 16;
+  constexpr int kChunks = S::kTokenBytes / 16;
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      uint32_t a[2][4];
-      queries.get(k, a[0]);
-      queries.get(kSteps + k, a[1]);
+  for (int t = 0; t < C::kKeys / 16; ++t) {
+    if constexpr (S::kNative || S::kElement == KvElement::kInt8) {
 #pragma unroll
-      for (int t = 0; t < C::kKeys / 16; ++t) {
-        uint32_t b[4];
-        ldmatrix(b, keys + S::at(t * 16 + row, k * 2 + half));
-#pragma unroll
-        for (int part = 0; part < 2; ++part) {
-          mma(sums[part][2 * t], a[part], b[0], b[2]);
-          mma(sums[part][2 * t + 1], a[part], b[1], b[3]);
-        }
-      }
-    }
-  } else if constexpr (S::kElement == KvElement::kInt6) {
-    constexpr int kSteps = C::kRowDim / 32;  // a chunk of 16 bytes each
-    const uint32_t row = lane % 16;
-    const uint32_t half = lane / 16;
-#pragma unroll
-    for (int t = 0; t < C::kKeys / 16; ++t) {
-      const HighBits<S> high[2] = {{keys, t * 16 + lane / 4, lane},
-                                   {keys, t * 16 + 8 + lane / 4, lane}};
-#pragma unroll
-      for (int c = 0; c < kSteps; c += 2) {
-        uint32_t words[4];  // [chunk][keys 0 to 7, or 8 to 15]
-        ldmatrix(words, keys + S::at(t * 16 + row, c + half));
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          uint32_t b[2];
-          bytes_of_int6(words[i], high[i % 2].of(c + i / 2), b);
+      for (int k = 0; k < kChunks / 2; ++k) {
+        uint32_t a[4];
+        ldmatrix(a, keys + S::at(t * 16 + row, k * 2 + half));
+        if constexpr (S::kNative) {
+          queries.multiply(sums[k % 2][t], a, k);
+        } else {
 #pragma unroll
           for (int part = 0; part < 2; ++part) {
-            uint32_t a[4];
-            queries.get(part * kSteps + c + i / 2, a);
-            mma(sums[part][2 * t + i % 2], a, b[0], b[1]);
+            queries.multiply(sums[part][t], a, part * (kChunks / 2) + k);
           }
         }
       }
-    }
-  } else if constexpr (S::kNative) {
-    const uint32_t row = lane % 8 + lane / 16 * 8;
-    const uint32_t half = lane / 8 % 2;
+    } else {
+      constexpr bool kInt6 = S::kElement == KvElement::kInt6;
+      static_assert(kInt6 || S::kElement == KvElement::kFp8);
+      const HighBitsOf<S> high[2] = {{keys, t * 16 + lane / 4, lane},
+                                     {keys, t * 16 + 8 + lane / 4, lane}};
 #pragma unroll
-    for (int k = 0; k < queries.kSteps; ++k) {
-      uint32_t a[4];
-      queries.get(k, a);
-#pragma unroll
-      for (int t = 0; t < C::kKeys / 16; ++t) {
-        uint32_t b[4];
-        ldmatrix(b, keys + S::at(t * 16 + row, k * 2 + half));
-        mma(sums[k % 2][2 * t], a, b[0], b[1]);
-        mma(sums[k % 2][2 * t + 1], a, b[2], b[3]);
-      }
-    }
-  } else {
-    // A chunk of 16 bytes per key holds what two registers of operand B want for kSteps steps.
-    constexpr int kPairs = kHalfWord<S::kElement>;
-    constexpr int kSteps = kPairs / 2;
-    const uint32_t row = lane % 16;
-    const uint32_t half = lane / 16;
-#pragma unroll
-    for (int t = 0; t < C::kKeys / 16; ++t) {
-#pragma unroll
-      for (int c = 0; c < S::kTokenBytes / 16; c += 2) {
+      for (int c = 0; c < kChunks; c += 2) {
         uint32_t words[4];  // [chunk][keys 0 to 7, or 8 to 15]
         ldmatrix(words, keys + S::at(t * 16 + row, c + half));
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          uint32_t pairs[kPairs];
-          widen<S::kElement>(words[i], pairs);
+        for (int i = 0; i < 2; ++i) {
+          // A chunk's words, widened to two, are those of a step.
+          uint32_t wide[2][2];
 #pragma unroll
-          for (int s = 0; s < kSteps; ++s) {
-            uint32_t a[4];
-            queries.get((c + i / 2) * kSteps + s, a);
-            mma(sums[(i / 2 + s) % 2][2 * t + i % 2], a, pairs[2 * s], pairs[2 * s + 1]);
+          for (int j = 0; j < 2; ++j) {
+            if constexpr (kInt6) {
+              bytes_of_int6(words[2 * i + j], high[j].of(c + i), wide[j]);
+            } else {
+              widen<S::kElement>(words[2 * i + j], wide[j]);
+            }
+          }
+          const uint32_t a[4] = {wide[0][0], wide[1][0], wide[0][1], wide[1][1]};
+          if constexpr (kInt6) {
+#pragma unroll
+            for (int part = 0; part < 2; ++part) {
+              queries.multiply(sums[part][t], a, part * kChunks + c + i);
+            }
+          } else {
+            queries.multiply(sums[i][t], a, c + i);
           }
         }
       }
     }
-  }
-#pragma unroll
-  for (int n = 0; n < C::kKeys / 8; ++n) {
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       if constexpr (S::kIntegers) {
-        scores[n][c] = static_cast<float>(sums[0][n][c] * 256 + sums[1][n][c]);
+        scores[t][c] = static_cast<float>(sums[0][t][c] * 256 + sums[1][t][c]);
       } else {
-        scores[n][c] = sums[0][n][c] + sums[1][n][c];
+        scores[t][c] = sums[0][t][c] + sums[1][t][c];
       }
     }
   }
 }
 
-/// Multiplies scores, or weights, of keys by a factor of the lane's pair and by the scales that a
-/// slice of bytes has: [n][c] is of pair lane / 4 + 8 (c / 2), key 8 n + lane % 4 * 2 + c % 2.
+/// Multiplies scores, or weights, of keys by a factor of the lane's pairs and by the scales that a
+/// slice of bytes has, in multiply_keys()'s order.
 template <class S>
 __device__ void multiply_scales(uint32_t slice, int lane, const float (&factor)[2],
-                                float (&x)[S::kKeys / 8][4]) {
+                                float (&x)[S::kKeys / 16][4]) {
 #pragma unroll
-  for (int n = 0; n < S::kKeys / 8; ++n) {
-    float by[2] = {1, 1};
-    if constexpr (S::kScaleBytes == 2) {
-      const uint32_t word = read_shared(slice + S::kScales + (n * 8 + lane % 4 * 2) * 2);
-      by[0] = __uint_as_float(word << 16);
-      by[1] = __uint_as_float(word & 0xffff0000);
+  for (int t = 0; t < S::kKeys / 16; ++t) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float by = 1;
+      if constexpr (S::kScaleBytes == 2) {
+        by = bf16_to_float(read_shared_half(slice + S::kScales + (t * 16 + h * 8 + lane / 4) * 2));
+      }
+#pragma unroll
+      for (int r = 0; r < 2; ++r) x[t][2 * h + r] *= factor[r] * by;
     }
-#pragma unroll
-    for (int c = 0; c < 4; ++c) x[n][c] *= factor[c / 2] * by[c % 2];
   }
 }
 
-/// out[16 pairs][row_dim] += P V, in Softmax's order of columns.
+/// out[row_dim][8 pairs] += V^T P, in Softmax's order; weights in multiply_keys()'s.
 template <class C>
-__device__ void multiply_values(const float (&weights)[C::kKeys / 8][4], uint32_t values, int lane,
-                                float (&out)[C::kRowDim / 8][4]) {
+__device__ void multiply_values(const float (&weights)[C::kKeys / 16][4], uint32_t values, int lane,
+                                float (&out)[C::kRowDim / 16][4]) {
   using S = typename C::Value;
   constexpr int kPairs = kHalfWord<S::kElement>;
   const uint32_t row = lane % 16;
   const uint32_t half = lane / 16;
 #pragma unroll
   for (int t = 0; t < C::kKeys / 16; ++t) {
-    const auto& low_keys = weights[2 * t];
-    const auto& high_keys = weights[2 * t + 1];
-    const uint32_t a[4] = {pack_bf16(low_keys[0], low_keys[1]), pack_bf16(low_keys[2], low_keys[3]),
-                           pack_bf16(high_keys[0], high_keys[1]),
-                           pack_bf16(high_keys[2], high_keys[3])};
+    const uint32_t b0 = transposed(pack_bf16(weights[t][0], weights[t][1]));
+    const uint32_t b1 = transposed(pack_bf16(weights[t][2], weights[t][3]));
     const int key = t * 16 + lane % 4 * 2;
     const ScalesOf<S> scales[4] = {
         {values, key}, {values, key + 1}, {values, key + 8}, {values, key + 9}};
@@ -347,25 +309,23 @@ __device__ void multiply_values(const float (&weights)[C::kKeys / 8][4], uint32_
     for (int c = 0; c < S::kTokenBytes / 16; c += 2) {
       uint32_t words[4];  // [chunk][keys 0 to 7, or 8 to 15]
       ldmatrix_trans(words, values + S::at(t * 16 + row, c + half));
+      uint32_t pairs[4][kPairs];
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        uint32_t pairs[2][kPairs];
+      for (int w = 0; w < 4; ++w) {
+        widen<S::kElement>(words[w], pairs[w]);
+        if constexpr (S::kElement == KvElement::kInt4) {
+          const uint32_t even = scales[w % 2 * 2].of(c + w / 2);
+          const uint32_t odd = scales[w % 2 * 2 + 1].of(c + w / 2);
+          const __nv_bfloat162 scale = as_bf16x2(__byte_perm(even, odd, 0x5410));
+          const __nv_bfloat162 zero = as_bf16x2(__byte_perm(even, odd, 0x7632));
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          widen<S::kElement>(words[2 * h + i], pairs[i]);
-          if constexpr (S::kElement == KvElement::kInt4) {
-            const uint32_t even = scales[2 * i].of(c + h);
-            const uint32_t odd = scales[2 * i + 1].of(c + h);
-            const __nv_bfloat162 scale = as_bf16x2(__byte_perm(even, odd, 0x5410));
-            const __nv_bfloat162 zero = as_bf16x2(__byte_perm(even, odd, 0x7632));
-#pragma unroll
-            for (uint32_t& pair : pairs[i]) pair = scaled(pair, scale, zero);
-          }
+          for (uint32_t& pair : pairs[w]) pair = scaled(pair, scale, zero);
         }
+      }
 #pragma unroll
-        for (int i = 0; i < kPairs; ++i) {
-          mma(out[(c + h) * kPairs + i], a, pairs[0][i], pairs[1][i]);
-        }
+      for (int i = 0; i < kPairs; ++i) {
+        const uint32_t a[4] = {pairs[0][i], pairs[2][i], pairs[1][i], pairs[3][i]};
+        mma(out[c / 2 * kPairs + i], a, b0, b1);
       }
     }
   }

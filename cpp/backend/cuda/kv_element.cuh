@@ -25,6 +25,13 @@ __device__ inline __nv_bfloat162 twice_high(uint32_t word) {
   return as_bf16x2(__byte_perm(word, 0, 0x3232));
 }
 
+/// (a & mask) | bits, in one instruction: of two constants the compiler makes two otherwise.
+__device__ inline uint32_t and_or(uint32_t a, uint32_t mask, uint32_t bits) {
+  uint32_t r;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(a), "r"(mask), "r"(bits));
+  return r;
+}
+
 /// Elements of half a word: widen() pairs element i of a word with element i + kHalfWord.
 template <KvElement element>
 inline constexpr int kHalfWord = 16 / bits_of(element);
@@ -38,8 +45,8 @@ __device__ inline void widen(uint32_t word, uint32_t (&pairs)[kHalfWord<element>
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const uint32_t w = word >> (8 * i);
-      pairs[i] = as_bits(__hsub2(as_bf16x2((w & 0x007f007f) | 0x43004300),
-                                 as_bf16x2((w & 0x00800080) | 0x43004300)));
+      pairs[i] = as_bits(__hsub2(as_bf16x2(and_or(w, 0x007f007f, 0x43004300)),
+                                 as_bf16x2(and_or(w, 0x00800080, 0x43004300))));
     }
   } else if constexpr (element == KvElement::kFp8) {
     // Exponent and mantissa of e4m3 where bfloat16 has its own are the number, subnormal or not,
@@ -52,8 +59,8 @@ __device__ inline void widen(uint32_t word, uint32_t (&pairs)[kHalfWord<element>
   } else if constexpr (element == KvElement::kInt4) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      pairs[i] = as_bits(
-          __hsub2(as_bf16x2(((word >> (4 * i)) & 0x000f000f) | 0x43004300), as_bf16x2(0x43004300)));
+      pairs[i] = as_bits(__hsub2(as_bf16x2(and_or(word >> (4 * i), 0x000f000f, 0x43004300)),
+                                 as_bf16x2(0x43004300)));
     }
   } else {
     pairs[0] = word;

@@ -37,6 +37,14 @@ __device__ inline void ldmatrix_trans(uint32_t (&r)[4], uint32_t address) {
                : "memory");
 }
 
+/// Transposes an 8x8 matrix of 16-bit elements across a warp: lane l gives and gets the elements
+/// (l / 4, l % 4 * 2 + {0, 1}).
+__device__ inline uint32_t transposed(uint32_t word) {
+  uint32_t r;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(word));
+  return r;
+}
+
 /// d[16][8] += a[16][16] b[16][8]. Lane l holds of d the rows l / 4 (d[0], d[1]) and l / 4 + 8
 /// (d[2], d[3]), columns l % 4 * 2 + {0, 1}.
 __device__ inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

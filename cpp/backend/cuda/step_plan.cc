@@ -280,7 +280,7 @@ void CudaStepPlan::plan(const StepInput& input, const KvCache& cache, cudaStream
     }
   }
   const int64_t staged_seqs = packer.add(std::span<const SeqView>(staged));
-  const DecodeSpans decode(decode_seqs_, heads, kv_heads);
+  const DecodeSpans decode(decode_seqs_, heads, kv_heads, decode_launch_.grid);
   const int64_t spans = packer.add(std::span<const DecodeSpan>(decode.spans()), room.spans);
   const int64_t merges = packer.add(std::span<const DecodeMerge>(decode.merges()), room.merges);
   const DecodeCounts counts{static_cast<int32_t>(decode.spans().size()),

@@ -21,6 +21,7 @@ struct Model {
   int64_t num_heads;
   int64_t num_kv_heads;
 };
+constexpr int64_t kSlots = 264;  // of an H100
 constexpr Model kModels[] = {{32, 8}, {9, 3}, {16, 16}, {64, 1}, {40, 2}};
 
 std::vector<DecodeSeq> random_seqs(uint32_t seed, int64_t max_rows, int64_t max_keys) {
@@ -45,7 +46,7 @@ TEST(DecodeSpans, CoverEveryKeyOfEveryPairOnce) {
   for (const Model& model : kModels) {
     for (uint32_t seed = 0; seed < 20; ++seed) {
       const std::vector<DecodeSeq> seqs = random_seqs(seed, 5, 300000);
-      const DecodeSpans work(seqs, model.num_heads, model.num_kv_heads);
+      const DecodeSpans work(seqs, model.num_heads, model.num_kv_heads, kSlots);
       std::map<std::tuple<int32_t, int32_t>, int64_t> keys;  // (seq, pair) -> keys seen
       for (const DecodeSpan& span : work.spans()) {
         EXPECT_EQ(span.first_key % kMinDecodeSpan, 0);
@@ -71,7 +72,8 @@ TEST(DecodeSpans, CoverEveryKeyOfEveryPairOnce) {
 TEST(DecodeSpans, EveryPartialRowIsWrittenOnceAndMerged) {
   for (const Model& model : kModels) {
     for (uint32_t seed = 0; seed < 20; ++seed) {
-      const DecodeSpans work(random_seqs(seed, 5, 300000), model.num_heads, model.num_kv_heads);
+      const DecodeSpans work(random_seqs(seed, 5, 300000), model.num_heads, model.num_kv_heads,
+                             kSlots);
       // Where the merge of a run of pairs looks for its spans, in order of their keys.
       std::map<int32_t, std::tuple<int32_t, int32_t, int32_t>> expected;
       for (const DecodeMerge& merge : work.merges()) {
@@ -106,7 +108,7 @@ TEST(DecodeSpans, StayWithinTheSizesPlanned) {
       for (uint32_t seed = 0; seed < 20; ++seed) {
         std::vector<DecodeSeq> seqs = random_seqs(seed, 5, max_keys);
         for (DecodeSeq& seq : seqs) seq.num_keys = std::min(seq.num_keys, max_keys);
-        const DecodeSpans work(seqs, model.num_heads, model.num_kv_heads);
+        const DecodeSpans work(seqs, model.num_heads, model.num_kv_heads, kSlots);
         const DecodeSizes sizes = max_decode_sizes(static_cast<int64_t>(seqs.size()), 5, max_keys,
                                                    model.num_heads, model.num_kv_heads);
         EXPECT_LE(work.spans().size(), sizes.spans);
@@ -115,6 +117,24 @@ TEST(DecodeSpans, StayWithinTheSizesPlanned) {
       }
     }
   }
+}
+
+TEST(DecodeSpans, RunsOfPairsThatReadTheSameKeysAreNeighbours) {
+  const DecodeSpans work(random_seqs(3, 5, 300000), 64, 1, kSlots);
+  std::set<std::pair<int32_t, int32_t>> seen;  // (seq, first key)
+  const DecodeSpan* last = nullptr;
+  size_t neighbours = 0;
+  for (const DecodeSpan& span : work.spans()) {
+    if (last != nullptr && span.seq == last->seq && span.first_key == last->first_key) {
+      EXPECT_EQ(span.first_pair, last->first_pair + kDecodePairs);
+      ++neighbours;
+    } else {
+      EXPECT_TRUE(seen.emplace(span.seq, span.first_key).second);
+      EXPECT_EQ(span.first_pair, 0);
+    }
+    last = &span;
+  }
+  EXPECT_GT(neighbours, 0);
 }
 
 TEST(DecodeSpans, ASequenceIsSplitAlikeInAnyCompany) {
@@ -126,14 +146,26 @@ TEST(DecodeSpans, ASequenceIsSplitAlikeInAnyCompany) {
     return result;
   };
   const std::vector<DecodeSeq> seqs = random_seqs(1, 1, 1000000);
-  const DecodeSpans together(seqs, 32, 8);
+  const DecodeSpans together(seqs, 32, 8, kSlots);
   for (const DecodeSeq& seq : seqs) {
-    EXPECT_EQ(bounds(DecodeSpans({&seq, 1}, 32, 8), seq.seq), bounds(together, seq.seq));
+    EXPECT_EQ(bounds(DecodeSpans({&seq, 1}, 32, 8, kSlots), seq.seq), bounds(together, seq.seq));
   }
 }
 
+TEST(DecodeSpans, AreAsLongAsStillFillsTheDevice) {
+  // 64 spans for each of 8 KV heads take 2 rounds of 264 slots, 32 take one, as full.
+  EXPECT_EQ(decode_span_len(131072, 4, 8, 264), 4096);
+  EXPECT_EQ(decode_span_len(131072, 8, 8, 264), 4096);
+  EXPECT_EQ(decode_span_len(131072, 16, 8, 264), 8192);  // two runs of pairs
+  // Of 216 slots three rounds of 64 leave the fewest empty; of one KV head even they leave most.
+  EXPECT_EQ(decode_span_len(131072, 4, 8, 216), 2048);
+  EXPECT_EQ(decode_span_len(131072, 4, 1, 264), 2048);
+  EXPECT_EQ(decode_span_len(131072, 1, 32, 264), 16384);
+  EXPECT_EQ(decode_span_len(300, 4, 8, 264), kMinDecodeSpan);
+}
+
 TEST(DecodeSpans, SharesDealtInTurnDifferByOneSpanAtMost) {
-  const DecodeSpans work(random_seqs(7, 1, 1000000), 32, 8);
+  const DecodeSpans work(random_seqs(7, 1, 1000000), 32, 8, kSlots);
   for (const size_t blocks : {7, 132, 264}) {
     std::vector<int64_t> keys(blocks);
     for (size_t i = 0; i < work.spans().size(); ++i) {

@@ -13,7 +13,7 @@ namespace decode {
 namespace {
 
 template <class C>
-__global__ void __launch_bounds__(C::kThreads, C::kBlocks)
+__global__ void __launch_bounds__(C::kThreads, kBlocks)
     decode_kernel(const __grid_constant__ AttentionArgs args,
                   const __grid_constant__ DecodeWork work, int num_stages) {
   extern __shared__ __align__(1024) uint8_t smem[];
@@ -133,7 +133,6 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
 struct Variant {
   void (*kernel)(AttentionArgs, DecodeWork, int);
   int warps;
-  int blocks;
   int two_stages;
   int fixed_bytes;
 };
@@ -141,7 +140,7 @@ struct Variant {
 template <KvElement key, KvElement value, int row_dim>
 Variant variant() {
   using C = Cache<key, value, row_dim>;
-  return {decode_kernel<C>, C::kWarps, C::kBlocks, C::kTwoStages, sizeof(Fixed<C>)};
+  return {decode_kernel<C>, C::kWarps, C::kTwoStages, sizeof(Fixed<C>)};
 }
 
 template <KvElement key, KvElement value>
@@ -204,8 +203,7 @@ cudaError_t plan_decode(const KvLayout& kv, DecodeLaunch* launch) {
     const int bytes = std::min(sm_bytes / blocks - reserved, block_bytes) - variant.fixed_bytes;
     return std::min(bytes / two_stages * 2, kMaxStages);
   };
-  int blocks = variant.blocks;
-  while (blocks > 1 && stages_of(blocks) < 2) blocks /= 2;
+  const int blocks = stages_of(kBlocks) >= 2 ? kBlocks : 1;
   launch->grid = sms * blocks;
   launch->stages = stages_of(blocks);
   launch->smem_bytes = launch->stages / 2 * two_stages + variant.fixed_bytes;

@@ -9,6 +9,9 @@
 namespace longspan::cuda::decode {
 
 constexpr int kMaxStages = 16;
+/// Thread blocks that share a multiprocessor where it has room: they hide the ends of each other's
+/// spans.
+constexpr int kBlocks = 2;
 /// Bytes of a row of queries, of which a panel holds kDecodePairs.
 constexpr int kQueryPanel = kDecodePairs * 128;
 /// Floats between the rows in which warps exchange 64 columns: no bank conflicts.
@@ -48,12 +51,9 @@ struct Slice {
 template <KvElement key, KvElement value, int row_dim>
 struct Cache {
   static constexpr bool kNative = key == KvElement::kNative;
-  /// Of a thread block, and thread blocks that share a multiprocessor where it has room: as many
-  /// warps as registers allow, for one waits most of its time and others fill it. Values of four
-  /// bits do better in more blocks, which hide the ends of each other's spans (NOTES.md).
-  static constexpr int kWarps = row_dim <= 128 && value != KvElement::kInt4 ? 8 : 4;
+  /// As many as registers allow: a warp waits most of its time, and others fill it.
+  static constexpr int kWarps = row_dim <= 128 ? 8 : 4;
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kBlocks = (row_dim <= 128 ? 16 : 8) / kWarps;
   /// Of a slice: for what is done once per slice as many as shared memory allows, 4 KiB in bytes.
   static constexpr int kKeys = std::max(16, 4096 / (row_dim * (kNative ? 2 : 1)));
   using Key = Slice<key, row_dim, kKeys>;

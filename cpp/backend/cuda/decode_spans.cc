@@ -1,7 +1,6 @@
 #include "backend/cuda/decode_spans.h"
 
 #include <algorithm>
-#include <bit>
 
 namespace longspan::cuda {
 namespace {
@@ -13,18 +12,32 @@ int64_t max_splits(int64_t num_pairs) {
   return std::max<int64_t>(kMaxDecodeSplits / ceil_div(num_pairs, kDecodePairs), 1);
 }
 
+/// Into how many spans the keys go that `readers` units each read one span of: those of one round
+/// of the device's slots, since each has its beginning and its end, unless more rounds are fuller.
+int64_t splits_of(int64_t readers, int64_t most, int64_t slots) {
+  constexpr int64_t kMostRounds = 4;
+  constexpr double kWorthwhile = 1.05;
+  int64_t best = 1;
+  double best_fill = 0;
+  for (int64_t rounds = 1; rounds <= kMostRounds; ++rounds) {
+    const int64_t splits = std::clamp<int64_t>(rounds * slots / readers, 1, most);
+    const int64_t units = splits * readers;
+    const double fill =
+        static_cast<double>(units) / static_cast<double>(ceil_div(units, slots) * slots);
+    if (fill > kWorthwhile * best_fill) {
+      best = splits;
+      best_fill = fill;
+    }
+  }
+  return best;
+}
+
 }  // namespace
 
 int32_t decode_span_len(int64_t num_keys, int64_t num_pairs, int64_t num_kv_heads, int64_t slots) {
-  // What is done once per span is least in the fewest of those that fill the device's rounds best.
   const int64_t readers = ceil_div(num_pairs, kDecodePairs) * num_kv_heads;
-  const auto rounds = [&](int64_t splits) { return ceil_div(splits * readers, slots); };
-  const int64_t most = max_splits(num_pairs);
-  int64_t splits = most;
-  while (splits > 1 && splits / 2 * rounds(most) >= most * rounds(splits / 2)) splits /= 2;
-  const auto least = static_cast<uint64_t>(ceil_div(num_keys, splits));
-  return static_cast<int32_t>(
-      std::max(std::bit_ceil(least), static_cast<uint64_t>(kMinDecodeSpan)));
+  const int64_t least = ceil_div(num_keys, splits_of(readers, max_splits(num_pairs), slots));
+  return static_cast<int32_t>(ceil_div(least, kMinDecodeSpan) * kMinDecodeSpan);
 }
 
 DecodeSizes max_decode_sizes(int64_t max_seqs, int64_t max_rows, int64_t max_keys,

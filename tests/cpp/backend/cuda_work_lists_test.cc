@@ -153,14 +153,15 @@ TEST(DecodeSpans, ASequenceIsSplitAlikeInAnyCompany) {
 }
 
 TEST(DecodeSpans, AreAsLongAsStillFillsTheDevice) {
-  // 64 spans for each of 8 KV heads take 2 rounds of 264 slots, 32 take one, as full.
+  // 33 spans for each of 8 KV heads are a round of 264 slots; keys come by the least span.
   EXPECT_EQ(decode_span_len(131072, 4, 8, 264), 4096);
-  EXPECT_EQ(decode_span_len(131072, 8, 8, 264), 4096);
-  EXPECT_EQ(decode_span_len(131072, 16, 8, 264), 8192);  // two runs of pairs
-  // Of 216 slots three rounds of 64 leave the fewest empty; of one KV head even they leave most.
-  EXPECT_EQ(decode_span_len(131072, 4, 8, 216), 2048);
-  EXPECT_EQ(decode_span_len(131072, 4, 1, 264), 2048);
-  EXPECT_EQ(decode_span_len(131072, 1, 32, 264), 16384);
+  EXPECT_EQ(decode_span_len(137000, 4, 8, 264), 4352);
+  EXPECT_EQ(decode_span_len(131072, 16, 8, 264), 8192);   // two runs of pairs: 16 spans each
+  EXPECT_EQ(decode_span_len(131072, 4, 8, 216), 4864);    // 27 spans
+  EXPECT_EQ(decode_span_len(131072, 4, 1, 264), 2048);    // 64, the most
+  EXPECT_EQ(decode_span_len(131072, 1, 32, 264), 16384);  // 8
+  EXPECT_EQ(decode_span_len(131072, 1, 150, 264),
+            26368);  // 5 in 3 rounds: 1 in one leaves 114 slots
   EXPECT_EQ(decode_span_len(300, 4, 8, 264), kMinDecodeSpan);
 }
 

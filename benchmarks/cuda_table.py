@@ -22,7 +22,7 @@ DECODE_AIMS = {
     "int8": 0.8,
     "int8_fp8": 0.8,
     "fp8": 0.8,
-    "int8_int4": 0.65,
+    "int8_int4": 0.8,
     "int4": 0.65,
 }
 

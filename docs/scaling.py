@@ -22,7 +22,8 @@ TOKENS = 1_000_000
 #: What the million tokens were measured with on one GPU, which the cache fills.
 IN_CODES = {
     "kv_cache_dtype": "int8_int4",
-    "prefill_attention": "int8",
+    "prefill_attention": "int8_fp8",
+    "linear_dtype": "int8",
     "cache_max_entry_count": 15625,
 }
 #: GPUs, the model of them, context shards among them and options of the cache. What is left of the
@@ -87,8 +88,7 @@ def million(costs: list[CostPrediction]) -> str:
             [
                 f"{gpus} {device.upper()}",
                 f"{gpus}, {cp}",
-                options.get("kv_cache_dtype", "bfloat16")
-                + (", int8 prefill" if "prefill_attention" in options else ""),
+                options.get("kv_cache_dtype", "bfloat16"),
                 f"{cost.memory.total_bytes / 2**30:.1f} of {cost.memory.device_bytes / 2**30:.0f}",
                 f"{cost.prefill.total:.1f} s",
                 shares(cost.prefill),

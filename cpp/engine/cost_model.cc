@@ -56,6 +56,7 @@ CostModel::CostModel(const ModelConfig& model, const EngineConfig& config,
       traits_(backend.traits()),
       shard_(Shard::largest(model, config.tp, config.cp)),
       kv_(kv_shape(config, model, shard_)),
+      linears_(linear_dtype(config)),
       kv_bytes_(real(backend.kv_block_bytes(kv_)) / real(kv_.block_len * kv_.num_layers)),
       least_rows_(least_prefill_tokens(config, model, backend)) {}
 
@@ -107,16 +108,20 @@ CostParts CostModel::decode(int64_t keys, int64_t sequences) const {
     read = std::min(read, terms_.kv_codes[static_cast<size_t>(kv_.format) - 1].value);
   }
   const double kv = layers * kv_bytes_ * real(keys) * real(sequences) / config_.cp;
-  return {kBf16 * (layers * of_layer + head) / rates_.copy.value, kv / read,
+  const double layer_seconds = linears_ == LinearDType::kInt8
+                                   ? of_layer / terms_.int8_linear_read.value
+                                   : kBf16 * of_layer / rates_.copy.value;
+  return {layers * layer_seconds + kBf16 * head / rates_.copy.value, kv / read,
           layers * terms_.layer_seconds.value, ranks_seconds(sequences)};
 }
 
-/// y = x W^T in bfloat16: x [rows, in], y [rows, out]. Products of a chunk take the sum of both,
-/// from those of one rank to those of 512.
+/// y = x W^T: x [rows, in], y [rows, out]. In bfloat16 products of a chunk take the sum of both,
+/// from those of one rank to those of 512; in codes so many times less, with their quantising.
 double CostModel::product_seconds(int64_t rows, int64_t out, int64_t in) const {
   const double flops = 2 * real(rows) * real(out) * real(in);
   const double bytes = kBf16 * (real(rows) * real(out + in) + real(out) * real(in));
-  return flops / rates_.product.value + bytes / rates_.copy.value;
+  const double gain = linears_ == LinearDType::kInt8 ? terms_.int8_linear_gain.value : 1;
+  return (flops / rates_.product.value + bytes / rates_.copy.value) / gain;
 }
 
 /// Of a layer: rows whose first stands at a position, causal half counted.
@@ -197,9 +202,6 @@ CostPrediction predict_cost(const std::string& model_dir, const EngineConfig& co
   const ModelConfig model =
       read_model_config(model_dir, config.hf_overrides, config.rope_scaling_factor, config_dialect);
   EngineConfig resolved = resolve_engine_config(config, model);
-  require<Unsupported>(linear_dtype(resolved) == LinearDType::kNative,
-                       "linear_dtype: expected \"auto\", which was measured, got \"",
-                       resolved.linear_dtype, "\"");
   const auto sizes = make_sizes(device, config.dtype);
   // Context shards are predicted for devices whose backend does not have them yet.
   const int cp = std::exchange(resolved.cp, 1);

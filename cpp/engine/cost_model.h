@@ -44,6 +44,7 @@ class CostModel {
   const DeviceTraits traits_;
   const Shard shard_;
   const KvShape kv_;
+  const LinearDType linears_;
   const double kv_bytes_;  // of a token and layer on the rank, in the cache's format
   const int64_t least_rows_;
 };

@@ -10,7 +10,9 @@ constexpr std::string_view kFlops = "FLOP/s";
 constexpr std::string_view kBytes = "B/s";
 constexpr std::string_view kSeconds = "s";
 constexpr std::string_view kShare = "share";
-constexpr std::string_view kDecodeRecord = "benchmarks/results/cuda_decode-h100.json";
+constexpr std::string_view kDecodeRecord = "benchmarks/results/cuda_decode-nvidia-h200.json";
+constexpr std::string_view kInt8Record =
+    "128k of benchmarks/results/cuda_attention_int8-nvidia-h200.json";
 
 constexpr Term codes(std::string_view name, double value) {
   return {name, value, kBytes, kDecodeRecord};
@@ -39,14 +41,18 @@ const CommonTerms kCommonTerms = {
         {"clock_gain", 1.24, kShare,
          "NVIDIA's boost clock of an H100, 1980 MHz, over the 1600 MHz under attention of "
          "benchmarks/NOTES.md"},
-    .int8_gain = {"int8_gain", 1.28, kShare,
-                  "benchmarks/NOTES.md: products in eight bits, 1.21 to 1.31"},
-    .int8_fp8_gain = {"int8_fp8_gain", 1.38, kShare,
-                      "benchmarks/NOTES.md: weights and values too, 1.18 to 1.38"},
+    .int8_gain = {"int8_gain", 1.27, kShare, kInt8Record},
+    .int8_fp8_gain = {"int8_fp8_gain", 1.38, kShare, kInt8Record},
+    .int8_linear_gain = {"int8_linear_gain", 1.6, kShare,
+                         "fitted: prefill_32768_s of "
+                         "benchmarks/results/cuda_int8_linear-nvidia-h200.json"},
+    .int8_linear_read = {"int8_linear_read", 3.4e12, kBytes,
+                         "fitted: decode_at_2048_s of "
+                         "benchmarks/results/cuda_int8_linear-nvidia-h200.json"},
     .kv_read_share = {"kv_read_share", 0.97, kShare, kDecodeRecord},
-    .kv_codes = {codes("kv_codes int8", 2.64e12), codes("kv_codes fp8", 2.66e12),
-                 codes("kv_codes int8_fp8", 2.64e12), codes("kv_codes int8_int4", 2.34e12),
-                 codes("kv_codes int4", 2.07e12)},
+    .kv_codes = {codes("kv_codes int8", 3.69e12), codes("kv_codes fp8", 3.61e12),
+                 codes("kv_codes int8_fp8", 3.69e12), codes("kv_codes int8_int4", 3.49e12),
+                 codes("kv_codes int4", 2.99e12)},
     .layer_seconds = {"layer_seconds", 15e-6, kSeconds,
                       "fitted: decode at 2048, batch 1 of "
                       "benchmarks/results/cuda_reference_job-nvidia-h100.json"},
@@ -78,10 +84,11 @@ std::string measured_devices() {
 
 std::vector<CostTerm> list_terms(const DeviceRates& rates) {
   const CommonTerms& c = kCommonTerms;
-  std::vector<Term> terms = {rates.product, rates.copy,      c.attention_share, c.clock_gain,
-                             c.int8_gain,   c.int8_fp8_gain, c.kv_read_share,   c.layer_seconds,
-                             c.bus_pair,    c.bus,           c.message_share,   c.reduce_seconds,
-                             c.hop_seconds};
+  std::vector<Term> terms = {rates.product,      rates.copy,         c.attention_share,
+                             c.clock_gain,       c.int8_gain,        c.int8_fp8_gain,
+                             c.int8_linear_gain, c.int8_linear_read, c.kv_read_share,
+                             c.layer_seconds,    c.bus_pair,         c.bus,
+                             c.message_share,    c.reduce_seconds,   c.hop_seconds};
   terms.insert(terms.end(), c.kv_codes.begin(), c.kv_codes.end());
   std::vector<CostTerm> list;
   list.reserve(terms.size());

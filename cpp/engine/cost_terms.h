@@ -35,7 +35,9 @@ struct CommonTerms {
   Term clock_gain;       ///< of the clock where part of a device idles, over its clock at full load
   Term int8_gain;        ///< of prefill_attention="int8" over bfloat16
   Term int8_fp8_gain;    ///< of "int8_fp8"
-  Term kv_read_share;    ///< of DeviceRates::copy, in decode attention
+  Term int8_linear_gain;  ///< of linear_dtype="int8" over bfloat16, in products of a chunk
+  Term int8_linear_read;  ///< bytes of codes a second, in products of few rows
+  Term kv_read_share;     ///< of DeviceRates::copy, in decode attention
   /// Bytes of keys and values in codes a second, which arithmetic limits: of each format but
   /// kNative, in their order.
   std::array<Term, kKvFormatNames.size() - 1> kv_codes;

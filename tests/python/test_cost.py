@@ -51,7 +51,7 @@ def test_prefill_of_one_gpu_is_as_measured(folder: Path, tokens: int) -> None:
 
 def test_a_million_tokens_on_one_gpu_are_as_measured(folder: Path) -> None:
     measured = json.loads((RESULTS / "cuda_million-nvidia-h200.json").read_text())
-    names = ("kv_cache_dtype", "prefill_attention", "cache_max_entry_count")
+    names = ("kv_cache_dtype", "prefill_attention", "linear_dtype", "cache_max_entry_count")
     options = {name: measured["options"][name] for name in names}
     cost = predict(folder, measured["passkey"]["prompt_tokens"], device="h200", **options)
     assert cost.prefill.total == pytest.approx(measured["passkey"]["prefill_s"], rel=TOLERANCE)
@@ -65,6 +65,27 @@ def test_decode_of_one_gpu_is_as_measured(folder: Path) -> None:
     for batch in (1, 8):
         rate = batch / predict(folder, 2048, batch).decode.total
         assert rate == pytest.approx(MEASURED[f"decode at 2048, batch {batch}"], rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("linear_dtype", ["auto", "int8"])
+def test_linears_in_bytes_are_as_measured(folder: Path, linear_dtype: str) -> None:
+    record = json.loads((RESULTS / "cuda_int8_linear-nvidia-h200.json").read_text())
+    measured = {r["linear_dtype"]: r for r in record["results"] if "load_s" in r}[linear_dtype]
+    options = {"device": "h200", "linear_dtype": linear_dtype}
+    prefill = predict(folder, 32768, **options)
+    assert prefill.prefill.total == pytest.approx(measured["prefill_32768_s"], rel=TOLERANCE)
+    assert prefill.memory.weight_bytes == measured["weight_bytes"]
+    token = predict(folder, 2048, **options).decode.total
+    assert token == pytest.approx(measured["decode_at_2048_s"], rel=TOLERANCE)
+
+
+def test_two_gpus_are_as_measured(folder: Path) -> None:
+    record = json.loads((RESULTS / "cuda_tensor_parallel-2-nvidia-h200.json").read_text())
+    measured = {result["name"]: result["seconds"] for result in record["results"]}
+    for tokens in (32768, 131072):
+        cost = predict(folder, tokens, device="h200", tp=2)
+        assert cost.prefill.total == pytest.approx(measured[f"prefill {tokens}"], rel=TOLERANCE)
+    assert cost.decode.total == pytest.approx(measured["decode at 131072"], rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
@@ -152,7 +173,7 @@ def test_every_term_has_a_source_and_those_of_records_are_theirs(folder: Path) -
     rate = {r["shape"]: 1e12 * r["tflops"] for r in attention["results"]}["causal-128k"]
     share = rate / machine["bf16_product_flops"]
     assert terms["attention_share"].value == pytest.approx(share, rel=0.05)
-    decode = json.loads((RESULTS / "cuda_decode-h100.json").read_text())
+    decode = json.loads((RESULTS / "cuda_decode-nvidia-h200.json").read_text())
     rates = {r["name"]: r["rate"] for r in decode["results"]}
     shape = "decode D 128 heads 32/8 keys 131072 batch 1 block_len 64 KV "
     share = rates[shape + "auto"] / rates["copy of 1 GiB"]
@@ -164,8 +185,6 @@ def test_every_term_has_a_source_and_those_of_records_are_theirs(folder: Path) -
 def test_what_cannot_be_predicted_is_named(folder: Path) -> None:
     with pytest.raises(Unsupported, match=r'device: expected one of "h100", "h200", .*got "a100'):
         predict(folder, 2048, device="a100-80g")
-    with pytest.raises(Unsupported, match=r'linear_dtype: expected "auto", .*got "int8"'):
-        predict(folder, 2048, linear_dtype="int8")
     with pytest.raises(InvalidArgument, match="link_gbps: expected a number > 0, got 0"):
         predict(folder, 2048, cluster={"link_gbps": 0.0})
     with pytest.raises(InvalidArgument, match="gpus_per_host: expected an integer >= 1, got 0"):

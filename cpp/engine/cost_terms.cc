@@ -40,7 +40,7 @@ const CommonTerms kCommonTerms = {
     .clock_gain =
         {"clock_gain", 1.24, kShare,
          "NVIDIA's boost clock of an H100, 1980 MHz, over the 1600 MHz under attention of "
-         "benchmarks/NOTES.md"},
+         "benchmarks/notes/prefill.md"},
     .int8_gain = {"int8_gain", 1.27, kShare, kInt8Record},
     .int8_fp8_gain = {"int8_fp8_gain", 1.38, kShare, kInt8Record},
     .int8_linear_gain = {"int8_linear_gain", 1.6, kShare,

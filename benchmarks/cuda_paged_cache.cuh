@@ -119,7 +119,7 @@ __global__ void fill_tiles(AttentionArgs args, KvTile tile, uint32_t what, const
       for (int i = 0; i < 8 && numbers != nullptr && col < dim; ++i) {
         uint32_t code = words[i * kBits / 32] >> (i * kBits % 32) & ((1U << kBits) - 1);
         if constexpr (element == KvElement::kInt6) {
-          code |= (words[1] >> (i / 2 * 4 + (i % 2 == 0 ? 2 : 0)) & 3) << 4;
+          code |= (words[1] >> KvTile::high_shift(i) & 3) << 4;
         }
         numbers[((first_key + key) * args.kv.num_kv_heads + head) * dim + col + i] =
             meaning<element>(code, by);

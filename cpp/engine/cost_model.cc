@@ -108,10 +108,9 @@ CostParts CostModel::decode(int64_t keys, int64_t sequences) const {
     read = std::min(read, terms_.kv_codes[static_cast<size_t>(kv_.format) - 1].value);
   }
   const double kv = layers * kv_bytes_ * real(keys) * real(sequences) / config_.cp;
-  const double layer_seconds = linears_ == LinearDType::kInt8
-                                   ? of_layer / terms_.int8_linear_read.value
-                                   : kBf16 * of_layer / rates_.copy.value;
-  return {layers * layer_seconds + kBf16 * head / rates_.copy.value, kv / read,
+  const double linears = linears_ == LinearDType::kInt8 ? of_layer / terms_.int8_linear_read.value
+                                                        : kBf16 * of_layer / rates_.copy.value;
+  return {layers * linears + kBf16 * head / rates_.copy.value, kv / read,
           layers * terms_.layer_seconds.value, ranks_seconds(sequences)};
 }
 

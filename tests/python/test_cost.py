@@ -173,6 +173,10 @@ def test_every_term_has_a_source_and_those_of_records_are_theirs(folder: Path) -
     rate = {r["shape"]: 1e12 * r["tflops"] for r in attention["results"]}["causal-128k"]
     share = rate / machine["bf16_product_flops"]
     assert terms["attention_share"].value == pytest.approx(share, rel=0.05)
+    lines = (RESULTS / "cuda_attention_int8-nvidia-h200.json").read_text().splitlines()
+    in_bytes = {record["shape"]: record for record in map(json.loads, lines)}["causal-128k"]
+    assert terms["int8_gain"].value == pytest.approx(in_bytes["ratio"], rel=0.05)
+    assert terms["int8_fp8_gain"].value == pytest.approx(in_bytes["int8_fp8_ratio"], rel=0.05)
     decode = json.loads((RESULTS / "cuda_decode-nvidia-h200.json").read_text())
     rates = {r["name"]: r["rate"] for r in decode["results"]}
     shape = "decode D 128 heads 32/8 keys 131072 batch 1 block_len 64 KV "

@@ -346,7 +346,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     }
   }
   fence_async_proxy();  // wgmma reads them
-  take_roles<Shape>(
+  take_prefill_roles<Shape>(
       args, work, shared, rank, [&] { bring_keys_values(args, keys, values, work, shared, rank); },
       [&](int consumer) { compute(args, shared, consumer); });
 #endif

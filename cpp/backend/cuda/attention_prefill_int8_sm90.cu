@@ -278,7 +278,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     shared.query_turns.init();
     fence_mbarrier_init();
   }
-  take_roles<Shape>(
+  take_prefill_roles<Shape>(
       args, work, shared, rank, [&] { bring_keys_values(args, keys, work, shared, rank); },
       [&](int consumer) { compute(args, shared, consumer); });
 #endif

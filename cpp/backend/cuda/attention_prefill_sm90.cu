@@ -258,7 +258,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     shared.query_turns.init();
     fence_mbarrier_init();
   }
-  take_roles<S>(
+  take_prefill_roles<S>(
       args, work, shared, rank, [&] { bring_keys_values<S>(args, work, shared, rank); },
       [&](int consumer) { compute<S>(args, shared, consumer); });
 #endif

@@ -50,12 +50,11 @@ struct Slice {
 /// What a kernel is compiled for: the elements of keys and of values, and KvLayout::row_dim.
 template <KvElement key, KvElement value, int row_dim>
 struct Cache {
-  static constexpr bool kNative = key == KvElement::kNative;
   /// As many as registers allow: a warp waits most of its time, and others fill it.
   static constexpr int kWarps = row_dim <= 128 ? 8 : 4;
   static constexpr int kThreads = 32 * kWarps;
   /// Of a slice: for what is done once per slice as many as shared memory allows, 4 KiB in bytes.
-  static constexpr int kKeys = std::max(16, 4096 / (row_dim * (kNative ? 2 : 1)));
+  static constexpr int kKeys = std::max(16, 4096 / (row_dim * (key == KvElement::kNative ? 2 : 1)));
   using Key = Slice<key, row_dim, kKeys>;
   using Value = Slice<value, row_dim, kKeys>;
   static constexpr int kRowDim = row_dim;

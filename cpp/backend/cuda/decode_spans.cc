@@ -73,16 +73,12 @@ DecodeSpans::DecodeSpans(std::span<const DecodeSeq> seqs, int64_t num_heads, int
         span.num_keys = static_cast<int32_t>(std::min(span_len, seq.num_keys - key));
         span.first_pair = static_cast<int32_t>(first_pair);
         span.num_pairs = static_cast<int32_t>(num_pairs);
-        if (splits > 1) {
-          span.partial = static_cast<int32_t>(run + key / span_len * rows);
-          if (key == 0) {
-            merges_.push_back({seq.seq, span.first_pair, span.num_pairs, span.partial,
-                               static_cast<int32_t>(splits)});
-          }
-        } else {
-          span.partial = -1;
-        }
+        span.partial = splits > 1 ? static_cast<int32_t>(run + key / span_len * rows) : -1;
         spans_.push_back(span);
+        if (splits > 1 && key == 0) {
+          merges_.push_back({seq.seq, span.first_pair, span.num_pairs, span.partial,
+                             static_cast<int32_t>(splits)});
+        }
         run += splits * rows;
       }
     }

@@ -115,9 +115,9 @@ __device__ void put_query(Fixed<C>& shared, int pair, int chunk, uint4 q) {
 /// Operand B of K Q^T for all of row_dim, in registers: what put_query() put, by 32 bytes.
 template <class C>
 class Queries {
- public:
   static constexpr int kSteps = C::kRowDim / 16;
 
+ public:
   __device__ Queries(uint32_t q, int lane) {
 #pragma unroll
     for (int k = 0; k < kSteps; k += 2) {

@@ -16,11 +16,12 @@ struct EightInt6 {
   uint32_t low = 0;
   uint16_t high = 0;
 
-  static constexpr int shift_of_high(int i) { return i / 2 * 4 + (i % 2 == 0 ? 2 : 0); }
-  uint32_t code(int i) const { return (low >> 4 * i & 15U) | (high >> shift_of_high(i) & 3U) << 4; }
+  uint32_t code(int i) const {
+    return (low >> 4 * i & 15U) | (high >> KvTile::high_shift(i) & 3U) << 4;
+  }
   void set(int i, uint32_t code) {
     low |= (code & 15U) << 4 * i;
-    high = static_cast<uint16_t>(high | (code >> 4 & 3U) << shift_of_high(i));
+    high = static_cast<uint16_t>(high | (code >> 4 & 3U) << KvTile::high_shift(i));
   }
 };
 
@@ -44,19 +45,18 @@ void for_each_run(const KvShape& shape, BlockByte* block, int64_t tokens, RowByt
       const int64_t row_bytes = order.row_bytes(part);
       const int64_t parameter_bytes = order.row_bytes(by);
       for (int token = 0; token < tokens; ++token) {
-        for (int eight = 0; tile.element == KvElement::kInt6 && eight < shape.head_dim / 8;
-             ++eight) {
-          move_int6(in_block + tile.offset + tile.chunk_offset(token, eight / 4) + eight % 4 * 4,
-                    in_block + tile.high_offset(token, eight), row + token * row_bytes + eight * 8);
-        }
-        for (int chunk = 0;
-             tile.element != KvElement::kInt6 && chunk < tile.row_bytes / kChunkBytes * tile.panels;
-             ++chunk) {
-          const int64_t at = chunk * kChunkBytes;
-          if (at >= row_bytes) break;  // what is left of the tile's row lies behind the head
-          move(in_block + tile.offset + tile.chunk_offset(token, chunk),
-               row + token * row_bytes + at,
-               static_cast<size_t>(std::min(kChunkBytes, row_bytes - at)));
+        RowByte* of_token = row + token * row_bytes;
+        if (tile.element == KvElement::kInt6) {
+          for (int eight = 0; eight < shape.head_dim / 8; ++eight) {
+            move_int6(in_block + tile.offset + tile.chunk_offset(token, eight / 4) + eight % 4 * 4,
+                      in_block + tile.high_offset(token, eight), of_token + eight * 8);
+          }
+        } else {  // what is left of the tile's row lies behind the head
+          for (int64_t at = 0; at < row_bytes; at += kChunkBytes) {
+            move(in_block + tile.offset +
+                     tile.chunk_offset(token, static_cast<int>(at / kChunkBytes)),
+                 of_token + at, static_cast<size_t>(std::min(kChunkBytes, row_bytes - at)));
+          }
         }
         // A token's parameters begin as in its row; those of dims behind the head follow.
         move(in_block + tile.scales + int64_t{token} * tile.scale_bytes,

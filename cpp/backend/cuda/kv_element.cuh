@@ -72,7 +72,7 @@ __device__ inline void widen_int6(uint32_t word, uint32_t high, uint32_t (&pairs
   const uint32_t bits = __byte_perm(high, 0, 0x4140);  // of elements 4 on in the upper half
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const int shift = 4 - (i / 2 * 4 + (i % 2 == 0 ? 2 : 0));
+    const int shift = 4 - KvTile::high_shift(i);
     const uint32_t upper = (shift < 0 ? bits >> -shift : bits << shift) & 0x00300030;
     // With its sign bit the other way a code is larger by 32.
     const uint32_t code = (((word >> (4 * i)) & 0x000f000f) | upper) ^ 0x00200020;

@@ -72,6 +72,10 @@ struct KvTile {
     const int in_panel = row * row_bytes + within * 16;
     return int64_t{panel} * panel_bytes() + in_panel;
   }
+  /// Of element i of eight, where its high bits are in their word.
+  LONGSPAN_HOST_DEVICE static constexpr int high_shift(int i) {
+    return i / 2 * 4 + (i % 2 == 0 ? 2 : 0);
+  }
   /// Byte offset from where the head begins of the high bits of elements 8 `eight` on.
   LONGSPAN_HOST_DEVICE int64_t high_offset(int token, int eight) const {
     const int in_row = eight % 4 * (high_bytes / 4) + eight / 4 * 2;

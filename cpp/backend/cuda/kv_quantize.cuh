@@ -102,7 +102,7 @@ __device__ inline uint2 quantize8(const Eight& v, const KvScale& by) {
     } else if constexpr (element == KvElement::kInt6) {
       const uint32_t number = __float2int_rn(ratio);
       code = number & 0xf;
-      words[1] |= ((number >> 4) & 3) << (i / 2 * 4 + (i % 2 == 0 ? 2 : 0));
+      words[1] |= ((number >> 4) & 3) << KvTile::high_shift(i);
     } else {
       code = __float2int_rn(ratio) & 0xff;
     }

@@ -227,19 +227,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     init_ring(shared.full, shared.empty, kConsumers);
     fence_mbarrier_init();
   }
-  cluster_sync();
-
-  // The same in all lanes, which the compiler is to know.
-  const auto warp = static_cast<int>(__shfl_sync(0xffffffffU, threadIdx.x / 32, 0));
-  if (warp < 4) {
-    give_registers<kProducerRegisters>();
+  const auto produce = [&](int) {
     if (threadIdx.x == 0) bring(args, shared, rank);
     __syncwarp();
-  } else {
-    take_registers<kConsumerRegisters>();
-    compute(args, shared, rank, warp / 4 - 1);
-  }
-  cluster_sync();  // neither thread block ends while the other may write to it
+  };
+  take_roles<kProducerRegisters, kConsumerRegisters>(
+      produce, [&](int consumer) { compute(args, shared, rank, consumer); });
 #endif
 }
 

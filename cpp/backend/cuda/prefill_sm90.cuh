@@ -220,26 +220,37 @@ cudaError_t launch_clusters(void (*kernel)(Params...), int num_clusters, int thr
   return cudaLaunchKernelEx(&config, kernel, args...);
 }
 
-/// What the warps of a prefill kernel do once its barriers are there: one brings keys and values by
-/// bring(), one to each consumer its queries, and consumers compute().
-template <class S, class Shared, class Bring, class Compute>
-__device__ void take_roles(const AttentionArgs& args, const PrefillWorkSm90& work, Shared& shared,
-                           int rank, const Bring& bring, const Compute& compute) {
+/// What the warps of a cluster's thread block do once its barriers are there: the first four
+/// produce(), the others, of more registers, compute().
+template <int kProducerRegisters, int kConsumerRegisters, class Produce, class Compute>
+__device__ void take_roles(const Produce& produce, const Compute& compute) {
   cluster_sync();
   // The same in all lanes, which the compiler is to know.
   const auto warp = static_cast<int>(__shfl_sync(0xffffffffU, threadIdx.x / 32, 0));
   if (warp < 4) {
-    give_registers<S::kProducerRegisters>();
+    give_registers<kProducerRegisters>();
+    produce(warp);
+  } else {
+    take_registers<kConsumerRegisters>();
+    compute(warp / 4 - 1);
+  }
+  cluster_sync();  // neither thread block ends while the other may write to it
+}
+
+/// The same of a prefill kernel: one warp brings keys and values by bring(), one to each consumer
+/// its queries.
+template <class S, class Shared, class Bring, class Compute>
+__device__ void take_prefill_roles(const AttentionArgs& args, const PrefillWorkSm90& work,
+                                   Shared& shared, int rank, const Bring& bring,
+                                   const Compute& compute) {
+  const auto produce = [&](int warp) {
     if (warp == 0) {
       bring();
     } else if (warp <= S::kConsumers) {
       bring_queries<S>(args, work, shared.queries, shared.query_turns, rank, warp - 1);
     }
-  } else {
-    take_registers<S::kConsumerRegisters>();
-    compute(warp / 4 - 1);
-  }
-  cluster_sync();  // neither thread block ends while the other may write to it
+  };
+  take_roles<S::kProducerRegisters, S::kConsumerRegisters>(produce, compute);
 }
 
 }  // namespace longspan::cuda

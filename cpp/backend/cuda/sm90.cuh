@@ -181,6 +181,14 @@ __device__ inline void pin(uint32_t (&a)[count][4]) {
 #define LONGSPAN_ACC32(c, d) LONGSPAN_ACC16(c, d, 0), LONGSPAN_ACC16(c, d, 16)
 #define LONGSPAN_ACC64(c, d) LONGSPAN_ACC32(c, d), LONGSPAN_ACC16(c, d, 32), LONGSPAN_ACC16(c, d, 48)
 // clang-format on
+// Registers of d in PTX, those of ACC32 and ACC64.
+#define LONGSPAN_D32                                                       \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define LONGSPAN_D64                                                                   \
+  LONGSPAN_D32                                                                         \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
 /// d += a b^T (d = a b^T if !accumulate): a [64][16] and b [N][16], both in shared memory.
 template <bool accumulate>
@@ -190,11 +198,8 @@ __device__ inline void wgmma_ss(float (&d)[64], uint64_t a, uint64_t b) {
       ".reg .pred accumulate;\n"
       "setp.ne.b32 accumulate, %66, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, accumulate, 1, 1, 0, 0;\n"
+      "{" LONGSPAN_D64
+      "}, %64, %65, accumulate, 1, 1, 0, 0;\n"
       "}\n"
       : LONGSPAN_ACC64("+f", d)
       : "l"(a), "l"(b), "n"(static_cast<int>(accumulate)));
@@ -210,11 +215,8 @@ __device__ inline void wgmma_rs(float (&d)[64], const uint32_t (&a)[4], uint64_t
       ".reg .pred accumulate;\n"
       "setp.ne.b32 accumulate, %69, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "{%64, %65, %66, %67}, %68, accumulate, 1, 1, %70;\n"
+      "{" LONGSPAN_D64
+      "}, {%64, %65, %66, %67}, %68, accumulate, 1, 1, %70;\n"
       "}\n"
       : LONGSPAN_ACC64("+f", d)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(static_cast<int>(accumulate)),
@@ -228,9 +230,8 @@ __device__ inline void wgmma_rs(float (&d)[32], const uint32_t (&a)[4], uint64_t
       ".reg .pred accumulate;\n"
       "setp.ne.b32 accumulate, %37, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, accumulate, 1, 1, %38;\n"
+      "{" LONGSPAN_D32
+      "}, {%32, %33, %34, %35}, %36, accumulate, 1, 1, %38;\n"
       "}\n"
       : LONGSPAN_ACC32("+f", d)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(static_cast<int>(accumulate)),
@@ -246,26 +247,54 @@ __device__ inline void wgmma_int8(int32_t (&d)[32], const uint32_t (&a)[4], uint
       ".reg .pred accumulate;\n"
       "setp.eq.b32 accumulate, 0, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, accumulate;\n"
+      "{" LONGSPAN_D32
+      "}, {%32, %33, %34, %35}, %36, accumulate;\n"
       "}\n"
       : LONGSPAN_ACC32("+r", d)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-/// The same with a [64][32] in shared memory, b [128][32]; columns 64 to 127 of d in `more`.
+/// The same with a [64][32] in shared memory.
+__device__ inline void wgmma_int8(int32_t (&d)[32], uint64_t a, uint64_t b) {
+  asm volatile(
+      "{\n"
+      ".reg .pred accumulate;\n"
+      "setp.eq.b32 accumulate, 0, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 "
+      "{" LONGSPAN_D32
+      "}, %32, %33, accumulate;\n"
+      "}\n"
+      : LONGSPAN_ACC32("+r", d)
+      : "l"(a), "l"(b));
+}
+__device__ inline void wgmma_int8(int32_t (&d)[128], uint64_t a, uint64_t b) {
+  asm volatile(
+      "{\n"
+      ".reg .pred accumulate;\n"
+      "setp.eq.b32 accumulate, 0, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 "
+      "{" LONGSPAN_D64
+      ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
+      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
+      "%127}, "
+      "%128, %129, accumulate;\n"
+      "}\n"
+      : LONGSPAN_ACC64("+r", d), LONGSPAN_ACC16("+r", d, 64), LONGSPAN_ACC16("+r", d, 80),
+        LONGSPAN_ACC16("+r", d, 96), LONGSPAN_ACC16("+r", d, 112)
+      : "l"(a), "l"(b));
+}
+
+/// The same with b [128][32]; columns 64 to 127 of d in `more`.
 __device__ inline void wgmma_int8(int32_t (&d)[32], int32_t (&more)[32], uint64_t a, uint64_t b) {
   asm volatile(
       "{\n"
       ".reg .pred accumulate;\n"
       "setp.eq.b32 accumulate, 0, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, accumulate;\n"
+      "{" LONGSPAN_D64
+      "}, %64, %65, accumulate;\n"
       "}\n"
       : LONGSPAN_ACC32("+r", d), LONGSPAN_ACC32("+r", more)
       : "l"(a), "l"(b));
@@ -280,9 +309,8 @@ __device__ inline void wgmma_fp8(float (&d)[32], const uint32_t (&a)[4], uint64_
       ".reg .pred accumulate;\n"
       "setp.ne.b32 accumulate, %37, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, accumulate, 1, 1;\n"
+      "{" LONGSPAN_D32
+      "}, {%32, %33, %34, %35}, %36, accumulate, 1, 1;\n"
       "}\n"
       : LONGSPAN_ACC32("+f", d)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(static_cast<int>(accumulate)));
@@ -297,54 +325,19 @@ __device__ inline void wgmma_fp8(float (&d)[32], float (&more)[4], const uint32_
       ".reg .pred accumulate;\n"
       "setp.ne.b32 accumulate, %41, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n72k32.f32.e4m3.e4m3 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35}, "
+      "{" LONGSPAN_D32
+      ", %32, %33, %34, %35}, "
       "{%36, %37, %38, %39}, %40, accumulate, 1, 1;\n"
       "}\n"
       : LONGSPAN_ACC32("+f", d), LONGSPAN_ACC4("+f", more, 0)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(static_cast<int>(accumulate)));
 }
 
-/// The same, a [64][32] in shared memory as well.
-__device__ inline void wgmma_int8(int32_t (&d)[32], uint64_t a, uint64_t b) {
-  asm volatile(
-      "{\n"
-      ".reg .pred accumulate;\n"
-      "setp.eq.b32 accumulate, 0, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, accumulate;\n"
-      "}\n"
-      : LONGSPAN_ACC32("+r", d)
-      : "l"(a), "l"(b));
-}
-__device__ inline void wgmma_int8(int32_t (&d)[128], uint64_t a, uint64_t b) {
-  asm volatile(
-      "{\n"
-      ".reg .pred accumulate;\n"
-      "setp.eq.b32 accumulate, 0, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
-      "%127}, "
-      "%128, %129, accumulate;\n"
-      "}\n"
-      : LONGSPAN_ACC64("+r", d), LONGSPAN_ACC16("+r", d, 64), LONGSPAN_ACC16("+r", d, 80),
-        LONGSPAN_ACC16("+r", d, 96), LONGSPAN_ACC16("+r", d, 112)
-      : "l"(a), "l"(b));
-}
-
 #undef LONGSPAN_ACC4
 #undef LONGSPAN_ACC16
 #undef LONGSPAN_ACC32
 #undef LONGSPAN_ACC64
+#undef LONGSPAN_D32
+#undef LONGSPAN_D64
 
 }  // namespace longspan::cuda

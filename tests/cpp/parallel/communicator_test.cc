@@ -56,7 +56,9 @@ class Group : public testing::TestWithParam<Kind> {
     } else if (!tcp) {
       ranks = make_local_communicators(size);
     }
-    static int port = 20000 + getpid() % 20000;
+    // Tests run beside each other, of process numbers next to each other: 32 ports for each, below
+    // those that the system gives to clients.
+    static int port = 20000 + getpid() % 390 * 32;
     ++port;
     std::vector<std::thread> threads;
     threads.reserve(ranks.size());
